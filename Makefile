@@ -1,0 +1,42 @@
+# The two commands: `make demo` and `make test`. Both set up their own environment in .venv.
+PYTHON ?= python3
+KERAS_BACKEND ?= tensorflow
+BACKENDS := tensorflow jax torch
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.demo-$(KERAS_BACKEND)
+	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
+
+test: $(VENV)/.test
+	set -e; for backend in $(BACKENDS); do \
+		echo "== $$backend"; KERAS_BACKEND=$$backend $(BIN)/python -m pytest; \
+	done
+
+test-slow: $(VENV)/.test
+	set -e; for backend in $(BACKENDS); do \
+		echo "== $$backend"; KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow; \
+	done
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) dist
+
+$(VENV)/.demo-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*,examples]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tensorflow,jax,torch,examples,test]"
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)

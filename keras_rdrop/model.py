@@ -1,0 +1,223 @@
+"""`RDropModel`: trains any Keras model with R-Drop."""
+
+import math
+import numbers
+import warnings
+from typing import Any
+
+import keras
+from keras import ops, tree
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_rdrop import objective, randomness
+from keras_rdrop.divergences import Tensor
+
+
+@keras.saving.register_keras_serializable("keras_rdrop")
+class RDropModel(keras.Model):
+    """Trains a model with R-Drop: several stochastic passes a batch, pulled together by a divergence.
+
+    In training every row goes through `base` `passes` times in one widened batch, `x0, x0, x1, x1, ...`, each time
+    with other dropout masks. What is minimized is
+
+        mean over the passes of the compiled loss  +  alpha / 2 * D,
+
+    where `D` is the mean over the rows (tokens, pixels) of the divergence between the passes. For two passes and
+    cross-entropy this is half of eq. 4 of [Liang et al., 2021](https://arxiv.org/abs/2106.14448): the paper's `alpha`
+    and the learning rate of plain training both carry over. Masks, sample weights, class weights, `ignore_class` and
+    `loss_weights` weigh the divergence as they weigh the loss.
+
+    Everything outside of training is `base` itself, in one pass: `model(x)`, `predict`, `evaluate` and the validation
+    in `fit`. `base` shares its weights with this model; save it to get the trained model without R-Drop.
+
+    The training logs hold `loss`, the total above; `divergence`, which is `D` in nats (for regression in squared
+    units of the prediction), not multiplied by `alpha`; and the compiled metrics, over all passes.
+
+    Args:
+        base: The `keras.Model` to train. Its randomness must be active in training: dropout above 0, noise, random
+            augmentation.
+        alpha: Weight of the divergence: a float `>= 0`, or a `keras.optimizers.schedules.LearningRateSchedule`,
+            evaluated at the optimizer's iterations. The paper uses 0.1 to 5. 0 is plain training on the batch with
+            every row repeated.
+        passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
+        divergence: How predictions of two passes are compared. `"auto"` follows the compiled loss: `SymmetricKL` for
+            categorical and sparse categorical cross-entropy, `BernoulliSymmetricKL` for binary cross-entropy,
+            `MeanSquaredDifference` for regression losses. Else a name (`"symmetric_kl"`, `"bernoulli_symmetric_kl"`,
+            `"mean_squared_difference"`), a `keras.losses.Loss` called with the predictions of two passes, `None` for
+            no divergence, or one of these for each loss in the structure of `compile(loss=...)`. A name takes
+            `from_logits`, `axis` and the reduction of the compiled loss; a `keras.losses.Loss` is used as it is.
+        name: Optional name.
+
+    Raises:
+        ValueError: If an argument is not as above. `compile` raises it where no divergence follows from a loss.
+
+    Example:
+
+    ```python
+    base = keras.Sequential([
+        keras.layers.Dense(64, activation="relu"),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(10, activation="softmax"),
+    ])
+    model = RDropModel(base, alpha=1.0)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(x, y, validation_split=0.1)
+    model.base.save("model.keras")
+    ```
+    """
+
+    def __init__(
+        self,
+        base: keras.Model,
+        *,
+        alpha: float | LearningRateSchedule = 1.0,
+        passes: int = 2,
+        divergence: Any = "auto",
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(base, keras.Model):
+            raise ValueError(f"Expected `base` to be a `keras.Model`. Received: base={base!r} of type {type(base)}")
+        _check_alpha(alpha)
+        _check_passes(passes)
+        objective.check_divergence(divergence)
+        # The inputs go to the base as they are: it casts them itself, to the same dtype policy.
+        super().__init__(name=name, dtype=base.dtype_policy, autocast=False)
+        self.base = base
+        self.alpha = alpha
+        self.passes = int(passes)
+        self.divergence = divergence
+        self.divergence_tracker = keras.metrics.Mean(name="divergence")
+        self._recorder = objective.Recorder(self.passes)
+        self._step_alpha: float | Tensor | None = None
+        self._randomness_checked = False
+        if base.built:  # nothing is left to build, and a loaded model can restore its optimizer
+            self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        return self.base(inputs, training=training, **kwargs)
+
+    def compile(
+        self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Configures the model for training: the arguments are those of `keras.Model.compile`.
+
+        Raises:
+            ValueError: If `loss` is missing, or no divergence follows from it.
+        """
+        if loss is None:
+            raise ValueError("Expected `loss` in `compile()`: the divergence follows from it. Received: loss=None")
+        with_divergence = objective.with_divergence(loss, self.divergence, loss_weights, self._recorder)
+        super().compile(optimizer, with_divergence, loss_weights, *args, **kwargs)
+        self.loss = loss
+
+    def train_step(self, *args: Any) -> Any:
+        # TensorFlow and PyTorch pass (data), JAX passes (state, data).
+        *state, data = args
+        self._check_randomness()
+        self._step_alpha = self._alpha_at_iteration(*state)
+        try:
+            return super().train_step(*state, self._widen(data))
+        finally:
+            self._step_alpha = None
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        if self._step_alpha is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        with self._recorder.recording() as divergences:
+            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        divergence = sum(divergences)
+        rows = ops.shape(tree.flatten(y_pred)[0])[0]
+        self.divergence_tracker.update_state(self._over_replicas(divergence), sample_weight=rows)
+        return loss + self._step_alpha / 2 * divergence
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        results = super().get_metrics_result()
+        if self._step_alpha is None:  # evaluation reports what the base alone would
+            results.pop(self.divergence_tracker.name)
+        return results
+
+    @property
+    def output_names(self) -> Any:
+        # Keras names losses and metrics by these.
+        return self.base.output_names
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        if config:
+            config["loss"] = keras.saving.serialize_keras_object(self.loss)
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "base": keras.saving.serialize_keras_object(self.base),
+            "alpha": keras.saving.serialize_keras_object(self.alpha),
+            "passes": self.passes,
+            "divergence": keras.saving.serialize_keras_object(self.divergence),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RDropModel":
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+    def _widen(self, data: Any) -> Any:
+        """Repeats every row `passes` times, next to each other: sharded batches then need no communication."""
+        return tree.map_structure(lambda t: None if t is None else ops.repeat(t, self.passes, axis=0), data)
+
+    def _alpha_at_iteration(self, state: Any = None) -> float | Tensor:
+        if not isinstance(self.alpha, LearningRateSchedule):
+            return float(self.alpha)
+        if state is None:
+            return self.alpha(self.optimizer.iterations)
+        # JAX only: the optimizer's variables are traced in the state; read directly they are constants of the trace.
+        _, _, optimizer_variables, _ = state
+        mapping = list(zip(self.optimizer.variables, optimizer_variables, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
+            return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
+
+    def _over_replicas(self, divergence: Tensor) -> Tensor:
+        # TensorFlow only: `tf.distribute` sums losses over replicas, so Keras divides each by their number.
+        strategy = getattr(self, "distribute_strategy", None)
+        return divergence if strategy is None else divergence * strategy.num_replicas_in_sync
+
+    def _check_randomness(self) -> None:
+        if self._randomness_checked:
+            return
+        self._randomness_checked = True
+        stochastic = randomness.stochastic_layers(self.base)
+        for layer in filter(randomness.shares_noise, stochastic):
+            warnings.warn(
+                f"Layer '{layer.name}' draws one noise for the whole batch (noise_shape={layer.noise_shape}), so both "
+                "passes over a row get the same: it adds nothing to the divergence.",
+                stacklevel=2,
+            )
+        if not stochastic:
+            warnings.warn(
+                f"No layer of base='{self.base.name}' is random in training, so all passes are equal and R-Drop has "
+                "no effect. Expected dropout with a rate above 0, noise or random augmentation. (Dropout rates of "
+                "KerasHub models may default to 0.)",
+                stacklevel=2,
+            )
+
+
+def _check_alpha(alpha: Any) -> None:
+    if isinstance(alpha, LearningRateSchedule):
+        return
+    is_number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+    if not is_number or not math.isfinite(alpha) or alpha < 0:
+        raise ValueError(
+            "Expected `alpha` to be a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`. "
+            f"Received: alpha={alpha!r} of type {type(alpha)}"
+        )
+
+
+def _check_passes(passes: Any) -> None:
+    if not isinstance(passes, numbers.Integral) or isinstance(passes, bool) or passes < 2:
+        raise ValueError(f"Expected `passes` to be an integer >= 2. Received: passes={passes!r}")

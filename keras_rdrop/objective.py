@@ -1,0 +1,223 @@
+"""The training objective of one output: its compiled loss, and the divergence between the passes beside it.
+
+Keras calls a compiled loss with the targets, the predictions and the sample weights that belong to one output, and
+weighs what it returns by the output's `loss_weights`. `OutputLoss` stands in that place, so the divergence sees the
+same rows, masks and weights as the loss without any bookkeeping of its own.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_rdrop.divergences import BernoulliSymmetricKL, Divergence, MeanSquaredDifference, SymmetricKL, Tensor
+
+# What a model trained with this Keras loss predicts decides how two of its predictions are compared.
+_DIVERGENCE_OF_LOSS = {
+    keras.losses.categorical_crossentropy: SymmetricKL,
+    keras.losses.categorical_focal_crossentropy: SymmetricKL,
+    keras.losses.sparse_categorical_crossentropy: SymmetricKL,
+    keras.losses.binary_crossentropy: BernoulliSymmetricKL,
+    keras.losses.binary_focal_crossentropy: BernoulliSymmetricKL,
+    keras.losses.huber: MeanSquaredDifference,
+    keras.losses.log_cosh: MeanSquaredDifference,
+    keras.losses.mean_absolute_error: MeanSquaredDifference,
+    keras.losses.mean_absolute_percentage_error: MeanSquaredDifference,
+    keras.losses.mean_squared_error: MeanSquaredDifference,
+    keras.losses.mean_squared_logarithmic_error: MeanSquaredDifference,
+}
+_DIVERGENCE_OF_NAME = {
+    "symmetric_kl": SymmetricKL,
+    "bernoulli_symmetric_kl": BernoulliSymmetricKL,
+    "mean_squared_difference": MeanSquaredDifference,
+}
+
+
+class Recorder:
+    """Collects the divergence of every output while one training step computes its loss.
+
+    Outside of `recording`, batches hold one pass, and nothing is recorded.
+    """
+
+    def __init__(self, passes: int) -> None:
+        self.passes = passes
+        self.divergences: list[Tensor] | None = None
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[list[Tensor]]:
+        self.divergences = []
+        try:
+            yield self.divergences
+        finally:
+            self.divergences = None
+
+
+class OutputLoss(keras.losses.Loss):
+    """The compiled loss of one output, which in training also records the divergence between its passes.
+
+    Args:
+        loss: The compiled `keras.losses.Loss`.
+        divergence: `PassDivergence` of this output, or `None`.
+        loss_weight: Float. The output's `loss_weights`, which Keras applies to the loss and this to the divergence.
+        recorder: The model's `Recorder`.
+    """
+
+    def __init__(
+        self, loss: keras.losses.Loss, divergence: "PassDivergence | None", loss_weight: float, recorder: Recorder
+    ) -> None:
+        super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
+        self.loss = loss
+        self.divergence = divergence
+        self.loss_weight = loss_weight
+        self.recorder = recorder
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        if self.recorder.divergences is None:
+            return self.loss(y_true, y_pred, sample_weight)
+        if self.divergence is not None:
+            # On PyTorch, Keras multiplies masks into the sample weights in place: the divergence gets its own.
+            weights = None if sample_weight is None else ops.copy(sample_weight)
+            self.recorder.divergences.append(self.loss_weight * self.divergence(y_true, y_pred, weights))
+        loss = self.loss(y_true, y_pred, sample_weight)
+        return _mean_over_passes(loss, self.reduction, self.recorder.passes)
+
+
+class PassDivergence(keras.losses.Loss):
+    """Divergence between the passes that are interleaved in one batch: rows x0, x0, x1, x1, ... for two passes.
+
+    Every row of the batch gets the divergence of its group of passes, so that Keras applies the batch's masks and
+    sample weights as they are.
+
+    Args:
+        divergence: A `keras.losses.Loss` on two predictions.
+        passes: Number of passes.
+        ignore_class: As in `keras.losses.SparseCategoricalCrossentropy`.
+    """
+
+    def __init__(self, divergence: keras.losses.Loss, passes: int, ignore_class: int | None = None) -> None:
+        super().__init__(name=divergence.name, reduction=divergence.reduction, dtype=divergence.dtype)
+        self.divergence = divergence
+        self.passes = passes
+        self.ignore_class = ignore_class
+        self._masked = _Masked(autocast=False)
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        divergence = super().__call__(y_true, y_pred, sample_weight)
+        return _mean_over_passes(divergence, self.reduction, self.passes)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        if len(y_pred.shape) == 1:
+            y_pred = ops.expand_dims(y_pred, -1)
+        groups = ops.reshape(y_pred, (-1, self.passes, *ops.shape(y_pred)[1:]))
+        divergences = self._compare(ops.unstack(groups, self.passes, axis=1))
+        divergences = ops.repeat(divergences, self.passes, axis=0)
+        if self.ignore_class is None:
+            return divergences
+        valid = ops.not_equal(y_true, self.ignore_class)
+        return self._masked(divergences, mask=ops.reshape(valid, ops.shape(divergences)))
+
+    def _compare(self, y_preds: Sequence[Tensor]) -> Tensor:
+        if isinstance(self.divergence, Divergence):
+            return self.divergence.compare(*y_preds)
+        pairs = list(itertools.permutations(y_preds, 2))
+        return sum(self.divergence.call(first, second) for first, second in pairs) / len(pairs)
+
+
+class _Masked(keras.layers.Layer):
+    """Gives its input a Keras mask: calling a layer is the public way to set one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
+        return inputs
+
+
+def _mean_over_passes(value: Tensor, reduction: str | None, passes: int) -> Tensor:
+    """A sum over the batch holds every pass; a mean over it already is the mean over the passes."""
+    return value / passes if reduction == "sum" else value
+
+
+def with_divergence(loss: Any, divergence: Any, loss_weights: Any, recorder: Recorder) -> Any:
+    """Puts the divergence beside each loss of `Model.compile`.
+
+    Args:
+        loss: As in `keras.Model.compile`: one loss, or a structure of one per output.
+        divergence: As in `RDropModel`: one for all outputs, or the same structure as `loss`.
+        loss_weights: As in `keras.Model.compile`.
+        recorder: The model's `Recorder`.
+
+    Returns:
+        The structure of `loss`, with an `OutputLoss` for each loss and `None` where `loss` has `None`.
+
+    Raises:
+        ValueError: If no divergence follows from a loss, or the structures do not match.
+    """
+    divergence = _per_output("divergence", divergence, loss)
+    loss_weights = _per_output("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
+
+    def output_loss(loss: Any, divergence: Any, loss_weight: float) -> OutputLoss | None:
+        if loss is None:
+            return None
+        loss = _get_loss(loss)
+        divergence = _get_divergence(divergence, loss)
+        if divergence is not None:
+            divergence = PassDivergence(divergence, recorder.passes, loss.get_config().get("ignore_class"))
+        return OutputLoss(loss, divergence, loss_weight, recorder)
+
+    return tree.map_structure(output_loss, loss, divergence, loss_weights)
+
+
+def check_divergence(divergence: Any) -> None:
+    """Raises a `ValueError` unless every leaf is what `RDropModel` takes as a divergence."""
+    for leaf in tree.flatten(divergence):
+        known = isinstance(leaf, str) and (leaf == "auto" or leaf in _DIVERGENCE_OF_NAME)
+        if not (leaf is None or known or isinstance(leaf, keras.losses.Loss)):
+            raise ValueError(
+                f"Expected `divergence` to be 'auto', None, a `keras.losses.Loss`, one of "
+                f"{list(_DIVERGENCE_OF_NAME)}, or a structure of these. Received: divergence={leaf!r}"
+            )
+
+
+def _per_output(name: str, value: Any, loss: Any) -> Any:
+    """`value` in the structure of `loss`; Keras itself takes a flat list for a dict, and the other way round."""
+    if not tree.is_nested(value):
+        return tree.map_structure(lambda _: value, loss)
+    flat = tree.flatten(value)
+    if len(flat) != len(tree.flatten(loss)):
+        raise ValueError(f"Expected `{name}` to have one entry for each loss in loss={loss}. Received: {name}={value}")
+    return tree.pack_sequence_as(loss, flat)
+
+
+def _get_loss(identifier: Any) -> keras.losses.Loss:
+    loss = keras.losses.get(identifier)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    # A plain function: the class in which Keras wraps one is not public, but this is an instance of it.
+    default_name = getattr(loss, "__name__", type(loss).__name__)
+    wrapped = keras.losses.MeanSquaredError(name=identifier if isinstance(identifier, str) else default_name)
+    wrapped.fn = loss
+    return wrapped
+
+
+def _get_divergence(identifier: Any, loss: keras.losses.Loss) -> keras.losses.Loss | None:
+    if identifier is None or isinstance(identifier, keras.losses.Loss):
+        return identifier
+    inferred = _DIVERGENCE_OF_LOSS.get(getattr(loss, "fn", None))
+    wanted = inferred if identifier == "auto" else _DIVERGENCE_OF_NAME[identifier]
+    loss_has_from_logits = inferred in (SymmetricKL, BernoulliSymmetricKL)
+    if wanted is None or not (loss_has_from_logits or wanted is MeanSquaredDifference):
+        raise ValueError(
+            f"No divergence follows from the loss '{loss.name}'. Expected a cross-entropy or a regression loss of "
+            f"`keras.losses`, or `RDropModel(divergence=...)` with a `keras.losses.Loss` on two predictions, such as "
+            f"`keras_rdrop.divergences.SymmetricKL(from_logits=True)`. Received: divergence={identifier!r}"
+        )
+    config = loss.get_config()
+    kwargs = {"axis": config.get("axis", -1), "reduction": loss.reduction}
+    if wanted is not MeanSquaredDifference:
+        kwargs["from_logits"] = config.get("from_logits", False)
+    return wanted(**kwargs)

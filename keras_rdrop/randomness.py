@@ -1,0 +1,54 @@
+"""Where the randomness of a model is: R-Drop compares passes that differ by nothing else."""
+
+from typing import Any
+
+import keras
+
+# A layer that keeps a seed generator at any rate tells by these that it does not use it.
+_RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
+
+
+def stochastic_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers of `model`, at any depth, that draw random numbers in training.
+
+    A layer counts when it holds a `keras.random.SeedGenerator`, unless all its rates are 0.
+    """
+    return [layer for layer in _all_layers(model) if _held_by(layer, keras.random.SeedGenerator) and _is_active(layer)]
+
+
+def shares_noise(layer: keras.Layer) -> bool:
+    """Whether a layer draws one noise for all rows of a batch, and so the same for all passes over a row."""
+    noise_shape = getattr(layer, "noise_shape", None)
+    return noise_shape is not None and bool(noise_shape[0] == 1)
+
+
+def _all_layers(model: keras.Model) -> list[keras.Layer]:
+    found: dict[int, keras.Layer] = {}
+    queue = [model]
+    while queue:
+        layer = queue.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            queue += _held_by(layer, keras.Layer)
+    return list(found.values())
+
+
+def _held_by(layer: keras.Layer, kind: type) -> list[Any]:
+    """The objects of a kind among a layer's attributes, in lists and dicts too."""
+    found: list[Any] = []
+    queue = list(vars(layer).values())
+    while queue:
+        value = queue.pop()
+        if isinstance(value, kind):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            queue += value
+        elif isinstance(value, dict):
+            queue += value.values()
+    return found
+
+
+def _is_active(layer: keras.Layer) -> bool:
+    rates = [getattr(layer, name, None) for name in _RATES]
+    rates = [rate for rate in rates if isinstance(rate, (int, float))]
+    return any(rates) or not rates

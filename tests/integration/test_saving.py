@@ -1,0 +1,137 @@
+"""Saving, loading and going on: nothing of the wrapper, its compile state or its optimizer is lost."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_rdrop import RDropModel, divergences
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dropout(0.3, seed=1),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def functional():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, sequential()(inputs))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.dropout = keras.layers.Dropout(0.3, seed=1)
+        self.head = keras.layers.Dense(3)
+
+    def build(self, input_shape):
+        self.hidden.build(input_shape)
+        self.head.build((*input_shape[:-1], 8))
+
+    def call(self, inputs, training=None):
+        return self.head(self.dropout(self.hidden(inputs), training=training))
+
+
+BASES = [sequential, functional, Subclassed]
+
+
+def compiled(base, **kwargs):
+    model = RDropModel(base, **kwargs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    return model
+
+
+@pytest.fixture
+def batch(rng):
+    return rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+
+
+def seeds(model):
+    return [v for v in model.variables if v.path.endswith("seed_generator_state")]
+
+
+@pytest.mark.parametrize("build_base", BASES)
+def test_training_goes_on_as_if_never_stopped(build_base, batch, tmp_path):
+    model = compiled(build_base(), alpha=keras.optimizers.schedules.PolynomialDecay(2.0, 6, 0.0), passes=3)
+    model.fit(*batch, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    assert type(restored) is RDropModel
+    assert restored.passes == 3
+    assert restored.alpha.get_config() == model.alpha.get_config()
+    assert restored.loss.get_config() == model.loss.get_config()
+    assert restored.evaluate(*batch, verbose=0) == model.evaluate(*batch, verbose=0)
+    # Keras does not save where its seed generators are.
+    for of_model, of_restored in zip(seeds(model), seeds(restored), strict=True):
+        of_restored.assign(of_model)
+    for m in (model, restored):
+        m.reset_metrics()
+    for _ in range(3):
+        expected, logs = (m.train_on_batch(*batch, return_dict=True) for m in (model, restored))
+        np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-6)
+    for expected, weight in zip(model.get_weights(), restored.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("build_base", BASES)
+def test_weights_file(build_base, batch, tmp_path):
+    model, other = compiled(build_base()), compiled(build_base())
+    for m in (model, other):
+        m.fit(*batch, verbose=0)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(batch[0], verbose=0), model.predict(batch[0], verbose=0))
+
+
+def test_weights_are_those_of_the_base(batch):
+    base = functional()
+    model = compiled(base)
+    assert [id(v) for v in model.weights] == [id(v) for v in base.weights]
+    before = base.get_weights()
+    model.train_on_batch(*batch)
+    assert any(np.any(a != b) for a, b in zip(before, base.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        "symmetric_kl",
+        divergences.SymmetricKL(from_logits=True, axis=-1, reduction="sum"),
+        {"a": "auto", "b": divergences.MeanSquaredDifference(), "c": None},
+    ],
+)
+def test_config_round_trip(divergence):
+    model = RDropModel(functional(), alpha=0.5, passes=4, divergence=divergence, name="mine")
+    restored = RDropModel.from_config(model.get_config())
+    assert restored.get_config() == model.get_config()
+    assert (restored.alpha, restored.passes, restored.name) == (0.5, 4, "mine")
+    flat = zip(keras.tree.flatten(restored.divergence), keras.tree.flatten(divergence), strict=True)
+    for loaded, original in flat:
+        assert type(loaded) is type(original)
+
+
+def test_loads_in_a_process_that_only_imported_keras_rdrop(batch, tmp_path):
+    model = compiled(functional())
+    model.fit(*batch, verbose=0)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", batch[0])
+    code = """
+import sys, numpy, keras_rdrop, keras
+folder = sys.argv[1]
+model = keras.models.load_model(folder + "/model.keras")
+numpy.save(folder + "/predictions.npy", model.predict(numpy.load(folder + "/x.npy"), verbose=0))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "predictions.npy"), model.predict(batch[0], verbose=0), rtol=1e-5, atol=1e-6
+    )

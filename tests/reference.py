@@ -1,0 +1,75 @@
+"""The paper's formulas in NumPy and float64, written from the paper alone, and a layer whose noise is known."""
+
+import itertools
+
+import keras
+import numpy as np
+
+
+def log_softmax(logits):
+    shifted = np.asarray(logits, "float64") - np.max(logits, axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+
+def kl(log_p, log_q):
+    """KL(P || Q) in nats, of categorical distributions on the last axis."""
+    return np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def over_pairs(divergence, predictions):
+    """Mean of `divergence` over all ordered pairs: eq. 2 of the paper for two predictions."""
+    return np.mean([divergence(p, q) for p, q in itertools.permutations(predictions, 2)], axis=0)
+
+
+def symmetric_kl(*logits):
+    return over_pairs(kl, [log_softmax(z) for z in logits])
+
+
+def bernoulli_symmetric_kl(*logits):
+    # A Bernoulli distribution is a categorical one over {0, 1} with the logits 0 and z.
+    pairs = [np.stack([np.zeros_like(z), z], axis=-1) for z in logits]
+    return np.mean(symmetric_kl(*pairs), axis=-1)
+
+
+def mean_squared_difference(*predictions):
+    return over_pairs(lambda p, q: np.mean(np.square(p - q), axis=-1), predictions)
+
+
+def rdrop_loss(passes, labels, alpha, sample_weight=1.0, mask=None):
+    """Half of eq. 4, for two passes: mean cross-entropy of the passes plus alpha / 2 times the symmetric KL.
+
+    `passes` are logits (rows, ..., classes), one array a pass. Masked elements are left out of sums and counts,
+    weights scale elements without changing the count, as Keras does it.
+
+    Returns the total, and the divergence alone.
+    """
+    cross_entropy = [-np.take_along_axis(log_softmax(z), labels[..., None], axis=-1)[..., 0] for z in passes]
+    mask = np.ones(labels.shape) if mask is None else mask
+    weights = np.broadcast_to(sample_weight, labels.shape) * mask
+    divergence = np.sum(weights * symmetric_kl(*passes)) / np.sum(mask)
+    return np.sum(weights * np.mean(cross_entropy, axis=0)) / np.sum(mask) + alpha / 2 * divergence, divergence
+
+
+def numerical_gradient(function, value, step=1e-6):
+    """Central differences of a scalar function of one float64 array."""
+    gradient = np.zeros_like(value)
+    for index in np.ndindex(value.shape):
+        shift = np.zeros_like(value)
+        shift[index] = step
+        gradient[index] = (function(value + shift) - function(value - shift)) / (2 * step)
+    return gradient
+
+
+class KnownNoise(keras.layers.Layer):
+    """Multiplies row i of a training batch by noise[i]: dropout whose masks the reference can see."""
+
+    def __init__(self, noise, **kwargs):
+        super().__init__(**kwargs)
+        self.noise = noise
+        self.supports_masking = True
+        self.seed_generator = keras.random.SeedGenerator(0)  # what a layer that is random holds
+
+    def call(self, inputs, training=None):
+        if not training:
+            return inputs
+        return inputs * keras.ops.convert_to_tensor(self.noise, dtype=inputs.dtype)

@@ -1,0 +1,143 @@
+import keras
+import numpy as np
+import pytest
+import reference
+
+from keras_rdrop import divergences
+
+TO_NUMPY = keras.ops.convert_to_numpy
+
+# The function, its class, its reference on logits or values, and what turns logits into what it takes.
+KINDS = {
+    "kl_logits": (divergences.symmetric_kl, reference.symmetric_kl, {"from_logits": True}),
+    "bernoulli_logits": (divergences.bernoulli_symmetric_kl, reference.bernoulli_symmetric_kl, {"from_logits": True}),
+    "mse": (divergences.mean_squared_difference, reference.mean_squared_difference, {}),
+}
+CLASSES = {
+    "kl_logits": divergences.SymmetricKL,
+    "bernoulli_logits": divergences.BernoulliSymmetricKL,
+    "mse": divergences.MeanSquaredDifference,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(4, 7), (3, 5, 7), (1, 2), (2, 3, 4, 5)])
+@pytest.mark.parametrize("passes", [2, 3, 5])
+def test_equals_the_mean_over_ordered_pairs(kind, shape, passes, rng):
+    function, expected, kwargs = KINDS[kind]
+    predictions = [3 * rng.normal(size=shape) for _ in range(passes)]
+    values = TO_NUMPY(function(*[p.astype("float32") for p in predictions], **kwargs))
+    np.testing.assert_allclose(values, expected(*predictions), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_axis(kind, rng):
+    function, expected, kwargs = KINDS[kind]
+    p, q = rng.normal(size=(2, 3, 5, 4))
+    values = TO_NUMPY(function(np.moveaxis(p, -1, 1), np.moveaxis(q, -1, 1), axis=1, **kwargs))
+    np.testing.assert_allclose(values, expected(p, q), rtol=1e-4)
+
+
+def test_probabilities_give_the_same_as_their_logits(rng):
+    logits = 3 * rng.normal(size=(2, 6, 5))
+    p, q = np.exp(reference.log_softmax(logits))
+    np.testing.assert_allclose(TO_NUMPY(divergences.symmetric_kl(p, q)), reference.symmetric_kl(*logits), rtol=1e-4)
+    p, q = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(
+        TO_NUMPY(divergences.bernoulli_symmetric_kl(p, q)), reference.bernoulli_symmetric_kl(*logits), rtol=1e-3
+    )
+
+
+def test_probabilities_are_normalized_as_in_the_loss(rng):
+    p, q = rng.uniform(0.1, 1, size=(2, 6, 5))
+    normalized = [v / v.sum(-1, keepdims=True) for v in (p, q)]
+    np.testing.assert_allclose(
+        TO_NUMPY(divergences.symmetric_kl(p, q)), TO_NUMPY(divergences.symmetric_kl(*normalized)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["kl_logits", "bernoulli_logits"])
+def test_nothing_is_clipped(kind, dtype):
+    """A true 40 is 40; Keras's clipped `kl_divergence` gives 16.12 for it."""
+    p, q = [[0.0, 40.0]], [[40.0, 0.0]]
+    if kind == "bernoulli_logits":
+        p, q = [[-40.0]], [[40.0]]
+    function, _, kwargs = KINDS[kind]
+    value = function(*[keras.ops.convert_to_tensor(v, dtype=dtype) for v in (p, q)], **kwargs)
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    np.testing.assert_allclose(TO_NUMPY(value), [40.0], rtol=1e-6)
+
+
+def test_far_apart_probabilities():
+    p = np.exp(reference.log_softmax([[0.0, 40.0]]))
+    np.testing.assert_allclose(TO_NUMPY(divergences.symmetric_kl(p, p[:, ::-1].copy())), [40.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("passes", [2, 3])
+def test_extremes_are_finite_and_never_negative(kind, dtype, passes, rng):
+    function, _, kwargs = KINDS[kind]
+    rows = np.concatenate(
+        [
+            rng.choice([-1e4, 0.0, 1e4], size=(50, passes, 6)),
+            rng.normal(size=(50, 1, 6)) + 1e-4 * rng.normal(size=(50, passes, 6)),  # nearly equal: rounding decides
+            1e-3 * rng.normal(size=(50, passes, 6)),
+        ]
+    )
+    predictions = [keras.ops.convert_to_tensor(rows[:, i], dtype=dtype) for i in range(passes)]
+    values = TO_NUMPY(function(*predictions, **kwargs))
+    assert np.all(np.isfinite(values))
+    assert np.all(values >= 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("passes", [2, 3, 4])
+def test_equal_predictions_are_exactly_zero_apart(kind, passes, rng):
+    function, _, kwargs = KINDS[kind]
+    prediction = (100 * rng.normal(size=(8, 5))).astype("float32")
+    np.testing.assert_array_equal(TO_NUMPY(function(*[prediction] * passes, **kwargs)), np.zeros(8))
+
+
+@pytest.mark.parametrize("function", [divergences.symmetric_kl, divergences.bernoulli_symmetric_kl])
+def test_saturated_probabilities_are_finite(function):
+    p, q = np.array([[0.0, 1.0], [0.0, 1.0], [0.5, 0.5]]), np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    values = TO_NUMPY(function(p, q))
+    assert np.all(np.isfinite(values))
+    assert values[0] > values[2] > values[1] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_class_is_a_keras_loss_on_two_predictions(kind, rng):
+    _, expected, kwargs = KINDS[kind]
+    p, q = rng.normal(size=(2, 4, 3, 5))
+    weights = rng.uniform(size=(4, 3))
+    loss = CLASSES[kind](**kwargs)
+    np.testing.assert_allclose(float(loss(p, q)), expected(p, q).mean(), rtol=1e-5)
+    np.testing.assert_allclose(float(loss(p, q, sample_weight=weights)), (expected(p, q) * weights).mean(), rtol=1e-5)
+    summed = CLASSES[kind](reduction="sum", **kwargs)
+    np.testing.assert_allclose(float(summed(p, q)), expected(p, q).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_config_round_trip(kind):
+    loss = CLASSES[kind](**KINDS[kind][2], axis=1, reduction="sum", name="mine")
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(restored) is CLASSES[kind]
+    assert restored.get_config() == loss.get_config()
+    assert restored.get_config()["axis"] == 1
+    assert (restored.reduction, restored.name) == ("sum", "mine")
+
+
+def test_half_precision_floatx_does_not_reach_the_divergence():
+    keras.config.set_floatx("float16")
+    try:
+        assert divergences.SymmetricKL().dtype == "float32"
+    finally:
+        keras.config.set_floatx("float32")
+
+
+def test_one_prediction_is_an_error():
+    with pytest.raises(ValueError, match="Expected two or more predictions"):
+        divergences.symmetric_kl([[0.5, 0.5]])

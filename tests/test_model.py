@@ -1,0 +1,284 @@
+"""RDropModel against the NumPy reference, against plain Keras, and against its base."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import reference
+
+from keras_rdrop import RDropModel, divergences
+
+CLASSES = 5
+
+
+def dropout_classifier(rate=0.3, features=8):
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dropout(rate, seed=1),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+
+
+def sparse_ce(**kwargs):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
+
+
+def data(rng, rows=12, features=8):
+    return rng.normal(size=(rows, features)).astype("float32"), rng.integers(0, CLASSES, rows)
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("steps", "masked"), [(None, False), (6, False), (6, True)])
+def test_loss_and_gradients_equal_the_paper(passes, steps, masked, weighted, rng):
+    """One `train_on_batch` with SGD at rate 1 moves every weight by its gradient."""
+    rows, features, alpha = 4, 3, 2.5
+    shape = (rows,) if steps is None else (rows, steps)
+    x = rng.normal(size=(*shape, features))
+    labels = rng.integers(0, CLASSES, shape)
+    noise = rng.uniform(0.5, 1.5, size=(rows, passes, *shape[1:], features))
+    sample_weight = rng.uniform(0.1, 2, size=shape) if weighted else 1.0
+    mask = None
+    if masked:
+        mask = rng.uniform(size=shape) < 0.6
+        x[~mask] = 0.0
+
+    inputs = keras.Input(x.shape[1:])
+    hidden = keras.layers.Masking()(inputs) if masked else inputs
+    hidden = reference.KnownNoise(noise.reshape(-1, *noise.shape[2:]))(hidden)
+    base = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
+    model = RDropModel(base, alpha=alpha, passes=passes)
+    model.compile(keras.optimizers.SGD(1.0), sparse_ce())
+    before = [np.asarray(w, "float64") for w in base.get_weights()]
+    logs = model.train_on_batch(
+        x.astype("float32"),
+        labels,
+        sample_weight=sample_weight.astype("float32") if weighted else None,
+        return_dict=True,
+    )
+    gradients = [w - np.asarray(after, "float64") for w, after in zip(before, base.get_weights(), strict=True)]
+
+    def expected(kernel, bias):
+        logits = [(x * noise[:, i]) @ kernel + bias for i in range(passes)]
+        return reference.rdrop_loss(logits, labels, alpha, sample_weight, mask)
+
+    kernel, bias = before
+    total, divergence = expected(kernel, bias)
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
+    np.testing.assert_allclose(logs["divergence"], divergence, rtol=1e-5)
+    for gradient, of in zip(gradients, [lambda k: expected(k, bias)[0], lambda b: expected(kernel, b)[0]], strict=True):
+        value = kernel if gradient.ndim == 2 else bias
+        numerical = reference.numerical_gradient(of, value)
+        np.testing.assert_allclose(gradient, numerical, rtol=1e-5, atol=1e-5 * np.abs(numerical).max())
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_alpha_zero_is_plain_training_on_the_repeated_batch(passes, rng):
+    x, y = data(rng, rows=40)
+    plain, base = dropout_classifier(), dropout_classifier()
+    base.set_weights(plain.get_weights())
+    model = RDropModel(base, alpha=0.0, passes=passes)
+    for m in (plain, model):
+        m.compile("adam", sparse_ce(), metrics=["accuracy"])
+    for start in range(0, 40, 8):  # five steps
+        rows = slice(start, start + 8)
+        expected = plain.train_on_batch(
+            np.repeat(x[rows], passes, axis=0), np.repeat(y[rows], passes, axis=0), return_dict=True
+        )
+        logs = model.train_on_batch(x[rows], y[rows], return_dict=True)
+        assert logs.pop("divergence") > 0
+        np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-6)
+    for w, expected in zip(base.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(w, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_inference_is_the_base_bit_for_bit(rng):
+    x, y = data(rng)
+    base = dropout_classifier()
+    model = RDropModel(base)
+    for m in (model, base):
+        m.compile("adam", sparse_ce(), metrics=["accuracy"])
+    model.fit(x, y, epochs=2, verbose=0)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), base.predict(x, verbose=0))
+    to_numpy = keras.ops.convert_to_numpy
+    np.testing.assert_array_equal(to_numpy(model(x)), to_numpy(base(x)))
+    assert model.evaluate(x, y, verbose=0) == base.evaluate(x, y, verbose=0)
+    assert model.evaluate(x, y, verbose=0, return_dict=True) == base.evaluate(x, y, verbose=0, return_dict=True)
+    assert model.test_on_batch(x, y) == base.test_on_batch(x, y)
+
+
+def test_calling_in_training_mode_is_one_pass(rng):
+    x, _ = data(rng)
+    base, twin = dropout_classifier(), dropout_classifier()
+    twin.set_weights(base.get_weights())
+    outputs = RDropModel(base)(x, training=True)
+    assert outputs.shape == (12, CLASSES)
+    to_numpy = keras.ops.convert_to_numpy
+    np.testing.assert_array_equal(to_numpy(outputs), to_numpy(twin(x, training=True)))
+
+
+def test_logs(rng):
+    """The total is the compiled loss plus alpha / 2 times the divergence; validation is the base's alone."""
+    x, y = data(rng, rows=32)
+    model = RDropModel(dropout_classifier(), alpha=3.0)
+    model.compile(keras.optimizers.SGD(0.0), sparse_ce(), metrics=[sparse_ce_metric()])
+    history = model.fit(x, y, validation_data=(x, y), epochs=2, batch_size=8, verbose=0).history
+    assert set(history) == {"loss", "divergence", "ce", "val_loss", "val_ce"}
+    expected = np.array(history["ce"]) + 1.5 * np.array(history["divergence"])
+    np.testing.assert_allclose(history["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(history["val_loss"], history["val_ce"], rtol=1e-5)
+    assert history["divergence"][0] != history["divergence"][1]
+
+
+def sparse_ce_metric():
+    return keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="ce")
+
+
+def test_alpha_schedule_follows_the_iterations(rng):
+    x, y = data(rng)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 2], [0.0, 2.0, 6.0])
+    model = RDropModel(dropout_classifier(), alpha=schedule)
+    model.compile(keras.optimizers.SGD(0.0), sparse_ce(), metrics=[sparse_ce_metric()])
+    traces = []
+    compute_loss = model.compute_loss
+    model.compute_loss = lambda *args, **kwargs: traces.append(1) or compute_loss(*args, **kwargs)
+    alphas = []
+    for _ in range(5):
+        model.reset_metrics()
+        logs = model.train_on_batch(x, y, return_dict=True)
+        alphas.append(2 * (logs["loss"] - logs["ce"]) / logs["divergence"])
+        if len(alphas) == 1:
+            after_first = len(traces)
+    np.testing.assert_allclose(alphas, [0, 0, 2, 6, 6], atol=1e-4)
+    if keras.backend.backend() != "torch":  # PyTorch runs eagerly: every step is a call
+        assert len(traces) == after_first
+
+
+def test_divergence_is_that_of_the_passes_of_the_same_row(rng):
+    """With a known noise, more than one row, and a loss other than cross-entropy."""
+    x, noise = rng.normal(size=(3, 4)), rng.uniform(size=(6, 4))
+    inputs = keras.Input((4,))
+    model = RDropModel(keras.Model(inputs, reference.KnownNoise(noise)(inputs)))
+    model.compile("sgd", "mse")
+    logs = model.train_on_batch(x, np.zeros((3, 4)), return_dict=True)
+    expected = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean()
+    np.testing.assert_allclose(logs["divergence"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_sum_reduction_is_the_mean_over_passes_of_the_sum(passes, rng):
+    x, y = data(rng, rows=6)
+    models = []
+    for reduction in ("sum_over_batch_size", "sum"):
+        model = RDropModel(dropout_classifier(), passes=passes, alpha=2.0)
+        model.compile(keras.optimizers.SGD(0.0), sparse_ce(reduction=reduction))
+        models.append(model)
+    models[1].set_weights(models[0].get_weights())
+    mean, total = (m.train_on_batch(x, y, return_dict=True) for m in models)
+    np.testing.assert_allclose(total["loss"], 6 * mean["loss"], rtol=1e-5)
+    np.testing.assert_allclose(total["divergence"], 6 * mean["divergence"], rtol=1e-5)
+    np.testing.assert_allclose(models[1].evaluate(x, y, verbose=0), 6 * models[0].evaluate(x, y, verbose=0), rtol=1e-5)
+
+
+def test_several_outputs_weigh_the_divergence_as_the_loss(rng):
+    x, noise = rng.normal(size=(4, 3)), rng.uniform(size=(8, 3))
+    inputs = keras.Input((3,))
+    noisy = reference.KnownNoise(noise)(inputs)
+    base = keras.Model(inputs, {"a": noisy, "b": 2.0 * noisy, "c": 3.0 * noisy})
+    model = RDropModel(base, alpha=2.0, divergence={"a": "auto", "b": "mean_squared_difference", "c": None})
+    loss = {"a": "mse", "b": "mae", "c": "mse"}
+    model.compile("sgd", loss, loss_weights={"c": 7.0, "a": 0.5, "b": 3.0})  # in another order
+    logs = model.train_on_batch(x, {name: np.zeros((4, 3)) for name in "abc"}, return_dict=True)
+    d = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean()
+    divergence = 0.5 * d + 3.0 * 4 * d
+    squares = np.mean(np.square(np.repeat(x, 2, axis=0) * noise))
+    absolutes = 2 * np.mean(np.abs(np.repeat(x, 2, axis=0) * noise))
+    np.testing.assert_allclose(logs["divergence"], divergence, rtol=1e-5)
+    task = 0.5 * squares + 3.0 * absolutes + 7.0 * 9 * squares
+    np.testing.assert_allclose(logs["loss"], task + divergence, rtol=1e-5)
+    np.testing.assert_allclose(logs["a_loss"], squares, rtol=1e-5)
+
+
+def test_the_base_alone_is_saved_without_a_trace(rng, tmp_path):
+    x, y = data(rng)
+    model = RDropModel(dropout_classifier())
+    model.compile("adam", sparse_ce())
+    model.fit(x, y, verbose=0)
+    model.base.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    assert type(restored) is keras.Sequential
+    np.testing.assert_array_equal(restored.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+class TestWarnings:
+    def train(self, base, rng):
+        x, y = data(rng)
+        model = RDropModel(base)
+        model.compile("sgd", sparse_ce())
+        model.train_on_batch(x, y)
+
+    def test_no_active_randomness(self, rng):
+        with pytest.warns(UserWarning, match="No layer of base=.* is random in training"):
+            self.train(dropout_classifier(rate=0.0), rng)
+
+    def test_noise_shared_by_the_batch(self, rng):
+        layers = [keras.Input((8,)), keras.layers.Dropout(0.5, noise_shape=(1, 8), name="shared")]
+        with pytest.warns(UserWarning, match="Layer 'shared' draws one noise for the whole batch"):
+            self.train(keras.Sequential([*layers, keras.layers.Dense(CLASSES)]), rng)
+
+    def test_none_where_dropout_is_active(self, rng):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.train(dropout_classifier(), rng)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf"), "1", None, True, [1.0]])
+    def test_alpha(self, alpha):
+        with pytest.raises(ValueError, match="Expected `alpha`.*Received: alpha="):
+            RDropModel(dropout_classifier(), alpha=alpha)
+
+    @pytest.mark.parametrize("passes", [1, 0, -2, 2.0, "2", None, True])
+    def test_passes(self, passes):
+        with pytest.raises(ValueError, match="Expected `passes`.*Received: passes="):
+            RDropModel(dropout_classifier(), passes=passes)
+
+    @pytest.mark.parametrize("base", [None, keras.layers.Dense(1), "model"])
+    def test_base(self, base):
+        with pytest.raises(ValueError, match="Expected `base` to be a `keras.Model`.*Received: base="):
+            RDropModel(base)
+
+    @pytest.mark.parametrize("divergence", ["kl_divergence", 1.0, {"a": "nothing"}, divergences.symmetric_kl])
+    def test_divergence(self, divergence):
+        with pytest.raises(ValueError, match="Expected `divergence`.*Received: divergence="):
+            RDropModel(dropout_classifier(), divergence=divergence)
+
+    @pytest.mark.parametrize("loss", ["hinge", "poisson", keras.losses.CosineSimilarity(), lambda y, p: p - y])
+    def test_no_divergence_follows_from_the_loss(self, loss):
+        model = RDropModel(dropout_classifier())
+        with pytest.raises(ValueError, match="No divergence follows from the loss.*divergence=.*Received: divergence"):
+            model.compile("sgd", loss)
+
+    def test_a_name_needs_a_loss_that_says_whether_it_takes_logits(self):
+        model = RDropModel(dropout_classifier(), divergence="symmetric_kl")
+        with pytest.raises(ValueError, match=r"SymmetricKL\(from_logits=True\)"):
+            model.compile("sgd", lambda y, p: p - y)
+
+    def test_no_loss(self):
+        with pytest.raises(ValueError, match="Expected `loss` in `compile"):
+            RDropModel(dropout_classifier()).compile("sgd")
+
+    @pytest.mark.parametrize("argument", ["divergence", "loss_weights"])
+    def test_structures_that_do_not_match(self, argument):
+        per_output = {"divergence": "auto", "loss_weights": None, argument: ["auto" if argument == "divergence" else 1]}
+        model = RDropModel(dropout_classifier(), divergence=per_output["divergence"])
+        with pytest.raises(ValueError, match=f"Expected `{argument}` to have one entry for each loss"):
+            model.compile("sgd", {"a": "mse", "b": "mse"}, loss_weights=per_output["loss_weights"])
+
+    def test_fit_before_compile(self, rng):
+        with pytest.raises(ValueError, match="compile"):
+            RDropModel(dropout_classifier()).fit(*data(rng), verbose=0)

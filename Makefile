@@ -2,7 +2,8 @@
 PYTHON ?= python3
 KERAS_BACKEND ?= tensorflow
 BACKENDS := tensorflow jax torch
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+# TensorFlow would report every GPU library that is missing.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin

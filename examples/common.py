@@ -106,7 +106,7 @@ def plot_learning_curves(histories, path):
                 if key in history:
                     epochs = range(1, len(history[key]) + 1)
                     axis.plot(epochs, history[key], style, marker="o", color=f"C{index}", label=arm + suffix)
-        axis.set_title(name)
+        axis.set_title(f"{name} (nats)" if name in ("loss", "divergence") else name)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize="small")

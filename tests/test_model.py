@@ -232,7 +232,7 @@ class TestWarnings:
 
     def test_none_where_dropout_is_active(self, rng):
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", UserWarning)
             self.train(dropout_classifier(), rng)
 
 

@@ -9,12 +9,12 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop import objective, randomness
+from keras_rdrop import objective, preprocessing, randomness
 from keras_rdrop.divergences import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
-class RDropModel(keras.Model):
+class RDropModel(preprocessing.PreprocessingModel):
     """Trains a model with R-Drop: several stochastic passes a batch, pulled together by a divergence.
 
     In training every row goes through `base` `passes` times in one widened batch, `x0, x0, x1, x1, ...`, each time
@@ -77,6 +77,7 @@ class RDropModel(keras.Model):
     ) -> None:
         if not isinstance(base, keras.Model):
             raise ValueError(f"Expected `base` to be a `keras.Model`. Received: base={base!r} of type {type(base)}")
+        _check_no_training_logic(base)
         _check_alpha(alpha)
         _check_passes(passes)
         objective.check_divergence(divergence)
@@ -110,13 +111,16 @@ class RDropModel(keras.Model):
         super().compile(optimizer, with_divergence, loss_weights, *args, **kwargs)
         self.loss = loss
 
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base.export(*args, **kwargs)
+
     def train_step(self, *args: Any) -> Any:
         # TensorFlow and PyTorch pass (data), JAX passes (state, data).
         *state, data = args
         self._check_randomness()
         self._step_alpha = self._alpha_at_iteration(*state)
         try:
-            return super().train_step(*state, self._widen(data))
+            return super().train_step(*state, tree.map_structure(self._repeat_rows, data))
         finally:
             self._step_alpha = None
 
@@ -167,9 +171,16 @@ class RDropModel(keras.Model):
     def from_config(cls, config: dict[str, Any]) -> "RDropModel":
         return cls(**keras.saving.deserialize_keras_object(config))
 
-    def _widen(self, data: Any) -> Any:
+    def _repeat_rows(self, tensor: Tensor) -> Tensor:
         """Repeats every row `passes` times, next to each other: sharded batches then need no communication."""
-        return tree.map_structure(lambda t: None if t is None else ops.repeat(t, self.passes, axis=0), data)
+        if tensor is None:
+            return None
+        if hasattr(tensor, "nested_row_splits"):  # TensorFlow's ragged tensors know `take`, but not what follows
+            return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), self.passes), axis=0)
+        # This is `ops.repeat`, which does not know sparse tensors.
+        rows, *shape = ops.shape(tensor)
+        passes = ops.concatenate([ops.expand_dims(tensor, 1)] * self.passes, axis=1)
+        return ops.reshape(passes, (rows * self.passes, *shape))
 
     def _alpha_at_iteration(self, state: Any = None) -> float | Tensor:
         if not isinstance(self.alpha, LearningRateSchedule):
@@ -204,6 +215,15 @@ class RDropModel(keras.Model):
                 "no effect. Expected dropout with a rate above 0, noise or random augmentation. (Dropout rates of "
                 "KerasHub models may default to 0.)",
                 stacklevel=2,
+            )
+
+
+def _check_no_training_logic(base: keras.Model) -> None:
+    for name in ("train_step", "compute_loss"):
+        if getattr(type(base), name) is not getattr(keras.Model, name):
+            raise ValueError(
+                f"Expected `base` to train as `keras.Model` does, but its own `{name}` would not be called. Override "
+                f"`{name}` in a subclass of `RDropModel` instead. Received: base={base!r} of type {type(base)}"
             )
 
 

@@ -1,0 +1,119 @@
+"""The kinds of base that every row of the behaviour table is run with."""
+
+import keras
+import numpy as np
+
+KINDS = ["functional", "sequential", "subclassed", "nested", "keras_hub"]
+CLASSES = 3
+
+
+class Unsupported(Exception):
+    """Keras itself has no such combination; the message says why."""
+
+
+@keras.saving.register_keras_serializable("tests")
+class StackModel(keras.Model):
+    """A subclassed model that calls layers one after the other."""
+
+    def __init__(self, stack, **kwargs):
+        super().__init__(**kwargs)
+        self.stack = stack
+
+    def build(self, input_shape):
+        for layer in self.stack:
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+
+    def call(self, inputs):
+        for layer in self.stack:
+            inputs = layer(inputs)
+        return inputs
+
+    def get_config(self):
+        return {"name": self.name, "stack": keras.saving.serialize_keras_object(self.stack)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+
+@keras.saving.register_keras_serializable("tests")
+class HeadsModel(keras.Model):
+    """A subclassed model of several inputs, in any structure, and several outputs, in a list or a dict."""
+
+    def __init__(self, outputs, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.dropout = keras.layers.Dropout(0.3)
+        self.heads = keras.tree.map_structure(keras.layers.Dense, outputs)
+
+    def call(self, inputs):
+        hidden = keras.ops.concatenate(keras.tree.flatten(inputs), axis=-1)
+        hidden = self.dropout(self.hidden(hidden))
+        return keras.tree.map_structure(lambda head: head(hidden), self.heads)
+
+
+def dense_stack(units=CLASSES, dropout=None, activation=None):
+    return [
+        keras.layers.Dense(8, activation="relu"),
+        keras.layers.Dropout(0.3) if dropout is None else dropout,
+        keras.layers.Dense(units, activation=activation),
+    ]
+
+
+def build(kind, stack=dense_stack, shape=(6,), dtype=None, **input_options):
+    """A base of one input and one output, of the layers that `stack()` returns."""
+    if kind == "keras_hub":
+        if stack is not dense_stack:
+            raise Unsupported("the network of a task is fixed")
+        return build_task()
+    inputs = keras.Input(shape, dtype=dtype, **input_options)
+    if kind == "sequential":
+        return keras.Sequential([inputs, *stack()])
+    if kind == "subclassed":
+        return StackModel(stack())
+    if kind == "nested":
+        return keras.Model(inputs, keras.Sequential(stack())(inputs))
+    outputs = inputs
+    for layer in stack():
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def build_heads(kind, inputs, outputs):
+    """A base of several inputs and outputs: `inputs` holds example arrays, `outputs` numbers of units."""
+    if kind == "sequential":
+        raise Unsupported("a Sequential model has one input and one output")
+    if kind == "keras_hub":
+        raise Unsupported("the inputs and outputs of a task are fixed")
+    if kind == "subclassed":
+        return HeadsModel(outputs)
+    symbolic = keras.tree.map_structure(lambda array: keras.Input(array.shape[1:]), inputs)
+    flat = keras.tree.flatten(symbolic)
+    hidden = keras.layers.Concatenate()(flat) if len(flat) > 1 else flat[0]
+    trunk = [keras.layers.Dense(8, activation="relu"), keras.layers.Dropout(0.3)]
+    hidden = keras.Sequential(trunk)(hidden) if kind == "nested" else trunk[1](trunk[0](hidden))
+    if isinstance(outputs, dict):
+        predictions = {name: keras.layers.Dense(units, name=name)(hidden) for name, units in outputs.items()}
+    else:
+        predictions = [keras.layers.Dense(units, name="ab"[i])(hidden) for i, units in enumerate(outputs)]
+    return keras.Model(symbolic, predictions)
+
+
+def build_task(preprocessor=None):
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(
+        11, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, max_sequence_length=8
+    )
+    return keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES, preprocessor=preprocessor)
+
+
+def rows_of(kind, rng, rows=8):
+    """What the default network of a kind takes, and integer targets."""
+    targets = rng.integers(0, CLASSES, rows)
+    if kind != "keras_hub":
+        return rng.normal(size=(rows, 6)).astype("float32"), targets
+    tokens = rng.integers(1, 11, (rows, 8))
+    inputs = {"token_ids": tokens, "segment_ids": np.zeros_like(tokens), "padding_mask": np.ones_like(tokens)}
+    return {name: array.astype("int32") for name, array in inputs.items()}, targets

@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow behaviour lint clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -23,13 +23,22 @@ test-slow: $(VENV)/.test
 		echo "== $$backend"; KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow; \
 	done
 
+# Every row of the behaviour table with every kind of base, and the page that shows it.
+behaviour: $(VENV)/.test
+	mkdir -p build docs
+	set -e; for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m "slow or not slow" tests/behaviour \
+			--junitxml=build/behaviour-$$backend.xml; \
+	done
+	$(BIN)/python tests/behaviour/render.py build/behaviour-*.xml > docs/behaviour.md
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) build dist
 
 $(VENV)/.demo-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*,examples]"

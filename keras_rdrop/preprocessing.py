@@ -103,7 +103,8 @@ class _Rows(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        return self._base.preprocess_samples(*_take(self._data, rows))
+        batch = tree.map_structure(_strings_as_list, _take(self._data, rows))
+        return self._base.preprocess_samples(*batch)
 
     def on_epoch_end(self) -> None:
         if self._shuffle:
@@ -117,6 +118,11 @@ def _as_arrays(data: Any) -> Any:
     if isinstance(data, tuple):
         return tuple(_as_arrays(value) for value in data)
     return np.array(data) if isinstance(data, list) else data
+
+
+def _strings_as_list(array: Any) -> Any:
+    """Some tokenizers take lists of strings only."""
+    return array.tolist() if isinstance(array, np.ndarray) and array.dtype.kind in "OSU" else array
 
 
 def _count_rows(data: Any) -> int:

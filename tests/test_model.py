@@ -252,6 +252,12 @@ class TestErrors:
         with pytest.raises(ValueError, match="Expected `base` to be a `keras.Model`.*Received: base="):
             RDropModel(base)
 
+    @pytest.mark.parametrize("method", ["train_step", "compute_loss"])
+    def test_a_base_with_training_logic_of_its_own(self, method):
+        own = type("Own", (keras.Model,), {method: lambda self, *args, **kwargs: None})
+        with pytest.raises(ValueError, match=f"its own `{method}` would not be called"):
+            RDropModel(own())
+
     @pytest.mark.parametrize("divergence", ["kl_divergence", 1.0, {"a": "nothing"}, divergences.symmetric_kl])
     def test_divergence(self, divergence):
         with pytest.raises(ValueError, match="Expected `divergence`.*Received: divergence="):

@@ -19,14 +19,9 @@ class StackModel(keras.Model):
         super().__init__(**kwargs)
         self.stack = stack
 
-    def build(self, input_shape):
+    def call(self, inputs, training=None):
         for layer in self.stack:
-            layer.build(input_shape)
-            input_shape = layer.compute_output_shape(input_shape)
-
-    def call(self, inputs):
-        for layer in self.stack:
-            inputs = layer(inputs)
+            inputs = layer(inputs, training=training)
         return inputs
 
     def get_config(self):
@@ -47,10 +42,12 @@ class HeadsModel(keras.Model):
         self.dropout = keras.layers.Dropout(0.3)
         self.heads = keras.tree.map_structure(keras.layers.Dense, outputs)
 
-    def call(self, inputs):
+    def call(self, inputs, training=None):
         hidden = keras.ops.concatenate(keras.tree.flatten(inputs), axis=-1)
-        hidden = self.dropout(self.hidden(hidden))
-        return keras.tree.map_structure(lambda head: head(hidden), self.heads)
+        hidden = self.dropout(self.hidden(hidden), training=training)
+        if isinstance(self.heads, dict):
+            return {name: head(hidden) for name, head in self.heads.items()}
+        return [head(hidden) for head in self.heads]
 
 
 def dense_stack(units=CLASSES, dropout=None, activation=None):
@@ -71,7 +68,9 @@ def build(kind, stack=dense_stack, shape=(6,), dtype=None, **input_options):
     if kind == "sequential":
         return keras.Sequential([inputs, *stack()])
     if kind == "subclassed":
-        return StackModel(stack())
+        model = StackModel(stack())
+        model(inputs)
+        return model
     if kind == "nested":
         return keras.Model(inputs, keras.Sequential(stack())(inputs))
     outputs = inputs
@@ -86,9 +85,11 @@ def build_heads(kind, inputs, outputs):
         raise Unsupported("a Sequential model has one input and one output")
     if kind == "keras_hub":
         raise Unsupported("the inputs and outputs of a task are fixed")
-    if kind == "subclassed":
-        return HeadsModel(outputs)
     symbolic = keras.tree.map_structure(lambda array: keras.Input(array.shape[1:]), inputs)
+    if kind == "subclassed":
+        model = HeadsModel(outputs)
+        model(symbolic)
+        return model
     flat = keras.tree.flatten(symbolic)
     hidden = keras.layers.Concatenate()(flat) if len(flat) > 1 else flat[0]
     trunk = [keras.layers.Dense(8, activation="relu"), keras.layers.Dropout(0.3)]

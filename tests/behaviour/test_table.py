@@ -68,7 +68,7 @@ def check(
         return make_base()
 
     loss = sparse_ce() if loss is None else loss
-    options = {"loss": loss, **compile_options}
+    options = {"loss": loss, "metrics": [], **compile_options}  # a task would keep metrics of its own
     plain, model = seeded(), RDropModel(seeded(), alpha=0.0, divergence=divergence)
     regularized = RDropModel(seeded(), alpha=2.0, divergence=divergence)
     for m in (plain, model, regularized):

@@ -1,0 +1,104 @@
+"""KerasHub tasks: RDropModel takes what the task takes, raw strings included."""
+
+import bases
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+from keras_rdrop import RDropModel
+
+TEXTS = ["a good film", "the bad movie", "good movie", "bad film", "the film", "a movie"]
+LABELS = np.array([1, 0, 1, 0, 2, 2])
+
+
+def sparse_ce(**kwargs):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
+
+
+def text_classifier():
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "good", "bad", "film", "movie"]
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary=vocabulary)
+    return bases.build_task(keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=8))
+
+
+def causal_lm():
+    words = ["!", "e", "h", "t", "th", "the", "Ġ", "Ġt", "Ġth", "Ġthe", "<|endoftext|>"]
+    tokenizer = keras_hub.models.GPT2Tokenizer(
+        vocabulary={w: i for i, w in enumerate(words)}, merges=["t h", "th e", "Ġ t", "Ġt h", "Ġth e"]
+    )
+    backbone = keras_hub.models.GPT2Backbone(
+        len(words), num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, max_sequence_length=8
+    )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
+    return keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+
+
+@pytest.fixture
+def model():
+    model = RDropModel(text_classifier())
+    model.compile("adam", sparse_ce(), metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("texts", [TEXTS, np.array(TEXTS)])
+def test_raw_strings(model, texts):
+    history = model.fit(texts, LABELS, batch_size=4, epochs=2, verbose=0).history
+    assert set(history) == {"loss", "divergence", "accuracy"}
+    assert history["divergence"][0] > 0
+    assert model.predict(texts, verbose=0).shape == (6, 3)
+    model.base.compile("sgd", sparse_ce(), metrics=["accuracy"])
+    np.testing.assert_allclose(
+        model.evaluate(texts, LABELS, verbose=0), model.base.evaluate(texts, LABELS, verbose=0), rtol=1e-6
+    )
+
+
+def test_validation_and_weights(model):
+    history = model.fit(TEXTS, LABELS, validation_split=0.5, verbose=0).history
+    assert "val_accuracy" in history
+    history = model.fit(
+        TEXTS, LABELS, sample_weight=np.zeros(6), validation_data=(TEXTS, LABELS), validation_batch_size=2, verbose=0
+    ).history
+    assert history["loss"] == [0.0]
+    assert history["divergence"] == [0.0]
+    assert history["val_loss"][0] == pytest.approx(model.evaluate(TEXTS, LABELS, verbose=0)[0], rel=1e-5)
+
+
+def test_batches(model):
+    assert len(model.train_on_batch(TEXTS, LABELS)) == 3
+    assert len(model.test_on_batch(TEXTS, LABELS)) == 2
+    assert model.predict_on_batch(TEXTS).shape == (6, 3)
+
+
+def test_tf_data(model):
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(4)
+    assert model.fit(data, validation_data=data, verbose=0).history["divergence"][0] > 0
+    assert np.isfinite(model.evaluate(data, verbose=0)[0])
+
+
+def test_rows_are_shuffled_every_epoch_unless_told_otherwise(model):
+    preprocess = model.base.preprocessor
+    for shuffle in (False, True):
+        seen = []
+        model.base.preprocessor = lambda x, seen=seen: seen.append([str(text) for text in x]) or preprocess(x)
+        model.fit(TEXTS, LABELS, batch_size=6, epochs=5, shuffle=shuffle, verbose=0)
+        assert all(sorted(batch) == sorted(TEXTS) for batch in seen)
+        assert all(batch == TEXTS for batch in seen) != shuffle
+        assert (len({tuple(batch) for batch in seen}) > 1) == shuffle
+    model.base.preprocessor = preprocess
+
+
+def test_causal_lm_with_lora_generates_after_training():
+    task = causal_lm()
+    task.backbone.enable_lora(2)
+    model = RDropModel(task)
+    model.compile("adam", sparse_ce(), weighted_metrics=["accuracy"])
+    frozen = [v for v in task.variables if not v.trainable and "float" in v.dtype]
+    before = [keras.ops.convert_to_numpy(v) for v in frozen]
+    history = model.fit(["the the the", "the"] * 3, batch_size=2, verbose=0).history
+    assert history["divergence"][0] > 0
+    for variable, expected in zip(frozen, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), expected)
+    assert isinstance(task.generate("the", max_length=6), str)

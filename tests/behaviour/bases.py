@@ -8,7 +8,7 @@ CLASSES = 3
 
 
 class Unsupported(Exception):
-    """Keras itself has no such combination; the message says why."""
+    """The cell is not run; the message says why: mostly, Keras itself has no such combination."""
 
 
 @keras.saving.register_keras_serializable("tests")

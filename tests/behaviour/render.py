@@ -16,12 +16,12 @@ INTRODUCTION = """\
 Whatever Keras can train, `RDropModel` trains the same way. Each row ran for each kind of base on TensorFlow, JAX and
 PyTorch, in this order; this page is written by `make behaviour` from that run.
 
-✓ works · - Keras itself has no such combination (the reason is below the table) · ✗ fails
+✓ works · - not run, for the reason below the table · ✗ fails
 """
 
 
 def read(paths):
-    """Maps row, kind and backend to a mark, and rows to the reasons why Keras has no such combination."""
+    """Maps row, kind and backend to a mark, and rows to the reasons why a cell was not run."""
     marks, reasons = {}, defaultdict(set)
     for path in paths:
         for case in ElementTree.parse(path).iter("testcase"):
@@ -42,7 +42,7 @@ def render(marks, reasons):
     for row in rows:
         cells = [" ".join(marks.get((row, kind, backend), "?") for backend in BACKENDS) for kind in KINDS]
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    lines += ["", "Why Keras has no such combination:", ""]
+    lines += ["", "Not run, and why:", ""]
     lines += [f"- {row}: {'; '.join(sorted(reasons[row]))}" for row in rows if row in reasons]
     return "\n".join(lines)
 

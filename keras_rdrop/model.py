@@ -9,7 +9,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop import objective, preprocessing, randomness
+from keras_rdrop import graph, objective, preprocessing, randomness
 from keras_rdrop.divergences import Tensor
 
 
@@ -49,6 +49,9 @@ class RDropModel(preprocessing.PreprocessingModel):
         unlabelled: A number that marks targets as unlabelled, for semi-supervised training: in `fit`, elements with
             this target (for a vector of targets: all of it) get the divergence, and weight 0 in the loss. `None`:
             all targets are labels. Training metrics see the marker as a target; evaluation takes labels only.
+        share_prefix: Whether the part of a Functional or Sequential base before its first randomness runs once a row
+            instead of once a pass. The result is the same, for less; `describe_passes` tells what was found. `False`
+            repeats the rows at the inputs, as for a subclassed base.
         name: Optional name.
 
     Raises:
@@ -77,6 +80,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         passes: int = 2,
         divergence: Any = "auto",
         unlabelled: float | None = None,
+        share_prefix: bool = True,
         name: str | None = None,
     ) -> None:
         if not isinstance(base, keras.Model):
@@ -85,6 +89,8 @@ class RDropModel(preprocessing.PreprocessingModel):
         _check_alpha(alpha)
         _check_passes(passes)
         objective.check_divergence(divergence)
+        if not isinstance(share_prefix, bool):
+            raise ValueError(f"Expected `share_prefix` to be a bool. Received: share_prefix={share_prefix!r}")
         if unlabelled is not None and not _is_finite(unlabelled):
             raise ValueError(
                 f"Expected `unlabelled` to be a finite number or None. Received: unlabelled={unlabelled!r}"
@@ -96,15 +102,19 @@ class RDropModel(preprocessing.PreprocessingModel):
         self.passes = int(passes)
         self.divergence = divergence
         self.unlabelled = unlabelled
+        self.share_prefix = share_prefix
         self.divergence_tracker = keras.metrics.Mean(name="divergence")
         self._recorder = objective.Recorder(self.passes)
+        self._training_graph: graph.TrainingGraph | None = None
         self._step_alpha: float | Tensor | None = None
         self._randomness_checked = False
         if base.built:  # nothing is left to build, and a loaded model can restore its optimizer
             self.built = True
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        return self.base(inputs, training=training, **kwargs)
+        in_train_step = self._step_alpha is not None and training
+        model = self._training_graph.model if self._training_graph and in_train_step else self.base
+        return model(inputs, training=training, **kwargs)
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
@@ -125,13 +135,23 @@ class RDropModel(preprocessing.PreprocessingModel):
     def export(self, *args: Any, **kwargs: Any) -> Any:
         return self.base.export(*args, **kwargs)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        # What is random may have changed since the last one was made, or only now be built.
+        if self.train_function is None or force:
+            self._training_graph, _ = self._find_training_graph()
+        return super().make_train_function(force)
+
     def train_step(self, *args: Any) -> Any:
         # TensorFlow and PyTorch pass (data), JAX passes (state, data).
         *state, data = args
         self._check_randomness()
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._training_graph is None:
+            x = self._repeat_rows(x)
+        data = keras.utils.pack_x_y_sample_weight(x, self._repeat_rows(y), self._repeat_rows(sample_weight))
         self._step_alpha = self._alpha_at_iteration(*state)
         try:
-            return super().train_step(*state, tree.map_structure(self._repeat_rows, data))
+            return super().train_step(*state, data)
         finally:
             self._step_alpha = None
 
@@ -177,22 +197,43 @@ class RDropModel(preprocessing.PreprocessingModel):
             "passes": self.passes,
             "divergence": keras.saving.serialize_keras_object(self.divergence),
             "unlabelled": self.unlabelled,
+            "share_prefix": self.share_prefix,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RDropModel":
         return cls(**keras.saving.deserialize_keras_object(config))
 
-    def _repeat_rows(self, tensor: Tensor) -> Tensor:
-        """Repeats every row `passes` times, next to each other: sharded batches then need no communication."""
-        if tensor is None:
-            return None
-        if hasattr(tensor, "nested_row_splits"):  # TensorFlow's ragged tensors know `take`, but not what follows
-            return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), self.passes), axis=0)
-        # This is `ops.repeat`, which does not know sparse tensors.
-        rows, *shape = ops.shape(tensor)
-        passes = ops.concatenate([ops.expand_dims(tensor, 1)] * self.passes, axis=1)
-        return ops.reshape(passes, (rows * self.passes, *shape))
+    def describe_passes(self) -> str:
+        """Tells what runs once a row and what runs once a pass: see `share_prefix`.
+
+        Returns:
+            A few lines of text: the layers at which the rows are repeated, and how many of the base's parameters are in
+            layers that run once a row; or why there are none.
+        """
+        found, why_not = self._find_training_graph()
+        title = f"{self.passes} passes over each row of base='{self.base.name}'"
+        if found is None:
+            return f"{title}: all of it runs once a pass, because {why_not}."
+        shared = sum(layer.count_params() for layer in found.shared)
+        total = self.base.count_params()
+        return (
+            f"{title}:\n"
+            f"  once a row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters ({shared / total:.1%})\n"
+            f"  once a pass: all that follows {', '.join(found.frontier) or 'no layer, for none is random'}"
+        )
+
+    def _find_training_graph(self) -> tuple[graph.TrainingGraph | None, str]:
+        """The graph, or why there is none."""
+        if not self.share_prefix:
+            return None, "share_prefix=False"
+        try:
+            return graph.training_graph(self.base, self.passes), ""
+        except graph.NoSharedPrefix as reason:
+            return None, str(reason)
+
+    def _repeat_rows(self, data: Any) -> Any:
+        return tree.map_structure(lambda tensor: graph.repeat_rows(tensor, self.passes), data)
 
     def _alpha_at_iteration(self, state: Any = None) -> float | Tensor:
         if not isinstance(self.alpha, LearningRateSchedule):

@@ -7,13 +7,36 @@ import keras
 # A layer that keeps a seed generator at any rate tells by these that it does not use it.
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 
+# Keras layers that run code from elsewhere.
+_FOREIGN_CODE = tuple(
+    getattr(keras.layers, name)
+    for name in ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper")
+    if hasattr(keras.layers, name)
+)
 
-def stochastic_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers of `model`, at any depth, that draw random numbers in training.
+
+def stochastic_layers(model: keras.Layer) -> list[keras.Layer]:
+    """The layers of `model` and itself, at any depth, that draw random numbers in training.
 
     A layer counts when it holds a `keras.random.SeedGenerator`, unless all its rates are 0.
     """
     return [layer for layer in _all_layers(model) if _held_by(layer, keras.random.SeedGenerator) and _is_active(layer)]
+
+
+def may_be_random(operation: Any) -> bool:
+    """Whether a call of a layer, or of another operation of a graph, may draw random numbers in training.
+
+    Layers of Keras and KerasHub are random when `stochastic_layers` says so. Code of any other origin may draw random
+    numbers without a `keras.random.SeedGenerator`, as `torch.nn.Dropout` does in a wrapper.
+    """
+    if not isinstance(operation, keras.Layer):
+        return False
+    return bool(stochastic_layers(operation)) or any(_is_foreign(layer) for layer in _all_layers(operation))
+
+
+def _is_foreign(layer: keras.Layer) -> bool:
+    package = type(layer).__module__.split(".")[0]
+    return package not in ("keras", "keras_hub") or isinstance(layer, _FOREIGN_CODE)
 
 
 def shares_noise(layer: keras.Layer) -> bool:
@@ -22,7 +45,7 @@ def shares_noise(layer: keras.Layer) -> bool:
     return noise_shape is not None and bool(noise_shape[0] == 1)
 
 
-def _all_layers(model: keras.Model) -> list[keras.Layer]:
+def _all_layers(model: keras.Layer) -> list[keras.Layer]:
     found: dict[int, keras.Layer] = {}
     queue = [model]
     while queue:

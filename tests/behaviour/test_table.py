@@ -73,6 +73,7 @@ def check(
     regularized = RDropModel(seeded(), alpha=2.0, divergence=divergence)
     for m in (plain, model, regularized):
         m.compile(keras.optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer(), **options)
+        m.make_train_function()  # on PyTorch, this draws from the global generator
     first = None
     for step in range(3):
         keras.utils.set_random_seed(step)  # on PyTorch, dropout without a seed draws from the global generator

@@ -1,0 +1,171 @@
+"""The training graph of a base: what comes before its first randomness runs once a row, the rest once a pass.
+
+Up to there both passes hold the same values, so the graph of the base is walked once more, with the same layers, and
+the rows are repeated only where randomness starts. A subclassed base shows no graph: its inputs are repeated.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_rdrop import randomness
+from keras_rdrop.divergences import Tensor
+
+# A batch size that no other dimension is likely to have; no memory is taken for it.
+_PROBE_ROWS = 100003
+
+
+def repeat_rows(tensor: Tensor, passes: int) -> Tensor:
+    """Repeats every row `passes` times, next to each other: sharded batches then need no communication.
+
+    Args:
+        tensor: A tensor of shape `(rows, ...)`, dense, sparse or ragged, or `None`.
+        passes: How often.
+
+    Returns:
+        A tensor of shape `(rows * passes, ...)`: `x0, x0, x1, x1, ...` for two passes.
+    """
+    if tensor is None:
+        return None
+    if hasattr(tensor, "nested_row_splits"):  # TensorFlow's ragged tensors know `take`, but not what follows
+        return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), passes), axis=0)
+    # This is `ops.repeat`, which does not know sparse tensors.
+    rows, *shape = ops.shape(tensor)
+    repeated = ops.concatenate([ops.expand_dims(tensor, 1)] * passes, axis=1)
+    return ops.reshape(repeated, (rows * passes, *shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingGraph:
+    """What `RDropModel` calls in training instead of its base.
+
+    Attributes:
+        model: Takes the inputs of the base, and returns its outputs with every row repeated.
+        frontier: Names of the layers at which the rows are repeated.
+        shared: The layers that run once a row.
+    """
+
+    model: keras.Model
+    frontier: list[str]
+    shared: list[keras.Layer]
+
+
+class NoSharedPrefix(Exception):
+    """Nothing can run once a row; the message says why."""
+
+
+def training_graph(base: keras.Model, passes: int) -> TrainingGraph:
+    """Finds where randomness starts in a Functional or Sequential base, and repeats the rows there.
+
+    Raises:
+        NoSharedPrefix: If the inputs of the base are where rows must be repeated.
+    """
+    if not _shows_its_graph(base):
+        raise NoSharedPrefix("a subclassed or unbuilt base shows no graph")
+    inputs = base.inputs
+    if any(getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False) for tensor in inputs):
+        raise NoSharedPrefix("its inputs are sparse or ragged")
+    if any(getattr(layer, "optional", False) for layer in base.layers):
+        raise NoSharedPrefix("it has optional inputs")
+    try:
+        _Walk(passes, rows=inputs[0].shape[0] or _PROBE_ROWS).model_of(base)
+    except NoSharedPrefix:
+        raise
+    except Exception as error:  # layers of any origin are called here, with a batch size that they may not take
+        raise NoSharedPrefix(f"it cannot be called with another batch size ({error})") from error
+    walk = _Walk(passes)
+    model = walk.model_of(base)
+    if not walk.shared:
+        raise NoSharedPrefix("its first layer may be random")
+    return TrainingGraph(model, list(dict.fromkeys(walk.frontier)), list(dict.fromkeys(walk.shared)))
+
+
+def _shows_its_graph(model: Any) -> bool:
+    """Whether calling a model is nothing but walking its graph."""
+    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):  # a subclassed one has none
+        return False
+    return type(model).call in (type(_uncompiled(model)).call, keras.Sequential.call)
+
+
+def _uncompiled(base: keras.Model) -> keras.Model:
+    """The same graph as a Functional model: cloning a compiled model would compile the clone."""
+    if isinstance(base, keras.Sequential):  # its `input` and `output` are those of a call of the whole
+        return keras.Model(base.inputs[0], base.outputs[0])
+    return keras.Model(base.input, base.output)
+
+
+class _Walk:
+    """Calls the layers of a graph again, on the rows before randomness starts and on all passes after that.
+
+    Args:
+        passes: How often rows are repeated.
+        rows: If given, the inputs get this batch size, and every tensor that is repeated must have kept it: the leading
+            axis could be a product of the batch and something else, where repeating would mix up the passes.
+    """
+
+    def __init__(self, passes: int, rows: int | None = None) -> None:
+        self.passes = passes
+        self.rows = rows
+        self.frontier: list[str] = []
+        self.shared: list[keras.Layer] = []
+        self._repeat = RepeatRows(passes)
+        self._repeated: dict[int, Tensor] = {}  # by the id of the tensor that it repeats
+        self._all_passes: dict[int, Tensor] = {}
+
+    def model_of(self, base: keras.Model) -> keras.Model:
+        plain = _uncompiled(base)
+        inputs = None
+        if self.rows is not None:
+            inputs = tree.map_structure(
+                lambda tensor: keras.Input(batch_shape=(self.rows, *tensor.shape[1:]), dtype=tensor.dtype), plain.input
+            )
+        clone = keras.models.clone_model(
+            plain, input_tensors=inputs, clone_function=lambda layer: layer, call_function=self._call
+        )
+        return keras.Model(clone.input, tree.map_structure(self._with_all_passes, clone.output))
+
+    def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        # A recorded `training=False` tells nothing: Keras overrides it when the model is called with `training=True`.
+        may_be_random = randomness.may_be_random(layer)
+        has_all_passes = any(id(tensor) in self._all_passes for tensor in tree.flatten((args, kwargs)))
+        if not may_be_random and not has_all_passes:
+            if isinstance(layer, keras.Layer):
+                self.shared.append(layer)
+            return layer(*args, **kwargs)
+        if not has_all_passes and _shows_its_graph(layer):
+            layer = self.model_of(layer)
+        else:
+            if not has_all_passes:
+                self.frontier.append(layer.name)
+            args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
+        outputs = layer(*args, **kwargs)
+        self._all_passes.update({id(tensor): tensor for tensor in tree.flatten(outputs)})
+        return outputs
+
+    def _with_all_passes(self, tensor: Any) -> Any:
+        if not isinstance(tensor, keras.KerasTensor) or id(tensor) in self._all_passes:
+            return tensor
+        if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
+            raise NoSharedPrefix("a tensor before its first randomness does not hold one row of the batch in each row")
+        if id(tensor) not in self._repeated:
+            repeated = self._repeat(tensor)
+            self._repeated[id(tensor)] = repeated
+            self._all_passes[id(repeated)] = repeated
+        return self._repeated[id(tensor)]
+
+
+class RepeatRows(keras.layers.Layer):
+    """`repeat_rows` as a layer: Keras masks are repeated too."""
+
+    def __init__(self, passes: int, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.passes = passes
+        self.supports_masking = True
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return repeat_rows(inputs, self.passes)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor) -> Tensor:
+        return None if previous_mask is None else ops.repeat(previous_mask, self.passes, axis=0)

@@ -1,0 +1,180 @@
+"""The shared prefix against repeating the rows at the inputs: the same numbers, from fewer rows."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_rdrop import RDropModel
+from keras_rdrop.graph import NoSharedPrefix, training_graph
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable("tests")
+class Twice(layers.Layer):
+    """Code that is neither of Keras nor of KerasHub: for all that can be known, it is random."""
+
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def image_base():
+    """A prefix with state, a branch around it, and a nested model in which randomness starts."""
+    inputs = keras.Input((6, 6, 2))
+    hidden = layers.BatchNormalization()(layers.Conv2D(3, 3, activity_regularizer="l2")(inputs))
+    hidden = layers.Flatten()(hidden)
+    skip = layers.Dense(4)(hidden)
+    head = keras.Sequential(
+        [layers.Dense(8, activation="relu"), layers.Dropout(0.3), layers.Dense(4, kernel_regularizer="l2")]
+    )
+    return keras.Model(inputs, layers.Dense(3)(layers.Add()([head(hidden), skip])))
+
+
+def sequence_base():
+    """A Keras mask that is made before randomness starts."""
+    inputs = keras.Input((None,), dtype="int32")
+    hidden = layers.Embedding(10, 4, mask_zero=True)(inputs)
+    hidden = layers.LSTM(4, return_sequences=True)(hidden)
+    hidden = layers.Dense(4)(
+        hidden
+    )  # on PyTorch, dropout draws in the order of the memory, which LSTM leaves time-major
+    return keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.3)(hidden)))
+
+
+def two_outputs():
+    """One output, and one input, of which randomness knows nothing."""
+    inputs = {"a": keras.Input((3,)), "b": keras.Input((2,))}
+    hidden = layers.Dense(4)(inputs["a"])
+    sure = keras.ops.tanh(hidden) * 2.0
+    unsure = layers.Concatenate()([layers.Dropout(0.3)(hidden), inputs["b"]])
+    return keras.Model(inputs, {"p": layers.Dense(3)(unsure), "q": layers.Dense(3)(sure)})
+
+
+def images(rng):
+    return rng.normal(size=(6, 6, 6, 2)).astype("float32"), rng.integers(0, 3, 6)
+
+
+def sequences(rng):
+    x = rng.integers(1, 10, (6, 5))
+    x[:, 3:] = 0
+    return x, rng.integers(0, 3, (6, 5))
+
+
+def pairs(rng):
+    x = {"a": rng.normal(size=(6, 3)).astype("float32"), "b": rng.normal(size=(6, 2)).astype("float32")}
+    return x, {"p": rng.integers(0, 3, 6), "q": rng.integers(0, 3, 6)}
+
+
+BASES = {
+    "images": (image_base, images, 5),
+    "sequences": (sequence_base, sequences, 3),
+    "two outputs": (two_outputs, pairs, 1),
+}
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+@pytest.mark.parametrize("name", BASES)
+def test_a_shared_prefix_changes_no_number(name, passes, rng):
+    make_base, make_data, shared = BASES[name]
+    x, y = make_data(rng)
+    logs, weights = [], []
+    for share_prefix in (True, False):
+        keras.utils.set_random_seed(1)
+        model = RDropModel(make_base(), alpha=2.0, passes=passes, share_prefix=share_prefix)
+        model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        for step in range(3):
+            keras.utils.set_random_seed(step)
+            logs.append(model.train_on_batch(x, y, return_dict=True))
+        weights.append(model.base.get_weights())
+    assert len(training_graph(model.base, passes).shared) >= shared
+    for shared_logs, widened_logs in zip(logs[:3], logs[3:], strict=True):
+        assert shared_logs["divergence"] > 0
+        assert set(shared_logs) == set(widened_logs)
+        for key, value in widened_logs.items():
+            np.testing.assert_allclose(shared_logs[key], value, rtol=1e-5, err_msg=key)
+    for shared_weight, widened_weight in zip(*weights, strict=True):
+        np.testing.assert_allclose(shared_weight, widened_weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_prefix_sees_every_row_once(name, rng):
+    make_base, make_data, _ = BASES[name]
+    x, _ = make_data(rng)
+    outputs = training_graph(make_base(), 3).model(x, training=True)
+    assert {tensor.shape[0] for tensor in keras.tree.flatten(outputs)} == {18}
+
+
+def test_the_base_stays_as_it_was(rng):
+    base = image_base()
+    layer_names, output = [layer.name for layer in base.layers], base.layers[1].output
+    model = RDropModel(base)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = images(rng)
+    model.fit(x, y, verbose=0)
+    assert [layer.name for layer in base.layers] == layer_names
+    assert base.layers[1].output is output
+    assert model.layers == [base]
+    assert type(keras.Model.from_config(base.get_config())) is type(base)
+
+
+def test_randomness_that_changes_between_compilations(rng):
+    base = sequence_base()
+    dropout = next(layer for layer in base.layers if isinstance(layer, layers.Dropout))
+    model = RDropModel(base)
+    x, y = sequences(rng)
+    divergences = []
+    for rate in (0.3, 0.0):
+        dropout.rate = rate
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        divergences.append(model.fit(x, y, verbose=0).history["divergence"][0])
+    assert divergences[0] > 0
+    assert divergences[1] == 0
+
+
+def test_describe_passes():
+    text = RDropModel(image_base(), name="model").describe_passes()
+    assert "once a row:  5 layers" in text
+    assert "all that follows dropout" in text
+    without = RDropModel(image_base(), share_prefix=False).describe_passes()
+    assert "all of it runs once a pass, because share_prefix=False" in without
+
+
+def folded():
+    """Rows and steps in one axis, where randomness starts."""
+    inputs = keras.Input((4, 3))
+    hidden = keras.ops.reshape(layers.Dense(3)(inputs), (-1, 3))
+    return keras.Model(inputs, keras.ops.reshape(layers.Dropout(0.5)(hidden), (-1, 4, 3)))
+
+
+def foreign_code():
+    return keras.Sequential([keras.Input((3,)), Twice(), layers.Dense(3), layers.Dropout(0.5)])
+
+
+def random_at_once():
+    return keras.Sequential([keras.Input((3,)), layers.Dropout(0.5), layers.Dense(3)])
+
+
+def unbuilt():
+    return keras.Sequential([layers.Dense(3), layers.Dropout(0.5)])
+
+
+@pytest.mark.parametrize(
+    ("make_base", "reason"),
+    [
+        (folded, "does not hold one row of the batch in each row"),
+        (foreign_code, "its first layer may be random"),
+        (random_at_once, "its first layer may be random"),
+        (unbuilt, "a subclassed or unbuilt base shows no graph"),
+    ],
+)
+def test_no_shared_prefix(make_base, reason):
+    with pytest.raises(NoSharedPrefix, match=reason):
+        training_graph(make_base(), 2)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse inputs on PyTorch")
+def test_no_shared_prefix_of_sparse_inputs():
+    inputs = keras.Input((3,), sparse=True)
+    with pytest.raises(NoSharedPrefix, match="its inputs are sparse or ragged"):
+        training_graph(keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs))), 2)

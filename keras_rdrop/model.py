@@ -78,6 +78,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         if not isinstance(base, keras.Model):
             raise ValueError(f"Expected `base` to be a `keras.Model`. Received: base={base!r} of type {type(base)}")
         _check_no_training_logic(base)
+        _check_no_state(base)
         _check_alpha(alpha)
         _check_passes(passes)
         objective.check_divergence(divergence)
@@ -173,8 +174,8 @@ class RDropModel(preprocessing.PreprocessingModel):
 
     def _repeat_rows(self, tensor: Tensor) -> Tensor:
         """Repeats every row `passes` times, next to each other: sharded batches then need no communication."""
-        if tensor is None:
-            return None
+        if tensor is None or getattr(tensor, "shape", None) == ():  # one number is that of every row
+            return tensor
         if hasattr(tensor, "nested_row_splits"):  # TensorFlow's ragged tensors know `take`, but not what follows
             return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), self.passes), axis=0)
         # This is `ops.repeat`, which does not know sparse tensors.
@@ -224,6 +225,15 @@ def _check_no_training_logic(base: keras.Model) -> None:
             raise ValueError(
                 f"Expected `base` to train as `keras.Model` does, but its own `{name}` would not be called. Override "
                 f"`{name}` in a subclass of `RDropModel` instead. Received: base={base!r} of type {type(base)}"
+            )
+
+
+def _check_no_state(base: keras.Model) -> None:
+    for layer in randomness.all_layers(base):
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "Expected `base` to keep no state from batch to batch: R-Drop trains on several passes over every row "
+                f"at once. Received: base={base!r} with the stateful layer {layer!r}"
             )
 
 

@@ -13,7 +13,7 @@ def stochastic_layers(model: keras.Model) -> list[keras.Layer]:
 
     A layer counts when it holds a `keras.random.SeedGenerator`, unless all its rates are 0.
     """
-    return [layer for layer in _all_layers(model) if _held_by(layer, keras.random.SeedGenerator) and _is_active(layer)]
+    return [layer for layer in all_layers(model) if _held_by(layer, keras.random.SeedGenerator) and _is_active(layer)]
 
 
 def shares_noise(layer: keras.Layer) -> bool:
@@ -22,7 +22,8 @@ def shares_noise(layer: keras.Layer) -> bool:
     return noise_shape is not None and bool(noise_shape[0] == 1)
 
 
-def _all_layers(model: keras.Model) -> list[keras.Layer]:
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """`model` and the layers in it, at any depth."""
     found: dict[int, keras.Layer] = {}
     queue = [model]
     while queue:

@@ -206,8 +206,8 @@ class RDropModel(preprocessing.PreprocessingModel):
         stochastic = randomness.stochastic_layers(self.base)
         for layer in filter(randomness.shares_noise, stochastic):
             warnings.warn(
-                f"Layer '{layer.name}' draws one noise for the whole batch (noise_shape={layer.noise_shape}), so both "
-                "passes over a row get the same: it adds nothing to the divergence.",
+                f"Layer '{layer.name}' draws one noise for the whole batch, so both passes over a row get the same: it "
+                "adds nothing to the divergence.",
                 stacklevel=2,
             )
         if not stochastic:

@@ -18,6 +18,8 @@ def stochastic_layers(model: keras.Model) -> list[keras.Layer]:
 
 def shares_noise(layer: keras.Layer) -> bool:
     """Whether a layer draws one noise for all rows of a batch, and so the same for all passes over a row."""
+    if isinstance(layer, keras.layers.RandomCrop):
+        return True
     noise_shape = getattr(layer, "noise_shape", None)
     return noise_shape is not None and bool(noise_shape[0] == 1)
 

@@ -14,7 +14,6 @@ layers = keras.layers
 AUGMENTATION_OPTIONS = {
     "RandomBrightness": {"factor": 0.5, "value_range": (0, 1)},
     "RandomContrast": {"factor": 0.5},
-    "RandomCrop": {"height": 5, "width": 5},
     "RandomHue": {"factor": 0.5, "value_range": (0, 1)},
     "RandomInvert": {"value_range": (0, 1)},
     "RandomPosterization": {"factor": 4, "value_range": (0, 1)},
@@ -111,7 +110,6 @@ for _layer in [
     "RandomColorDegeneration",
     "RandomColorJitter",
     "RandomContrast",
-    "RandomCrop",
     "RandomElasticTransform",
     "RandomErasing",
     "RandomGaussianBlur",
@@ -140,6 +138,21 @@ for _layer in [
         with plain_keras():
             plain.train_on_batch(x, np.zeros(8, "int32"))
         check(lambda: build(kind, stack, (8, 8, 3)), x, rng.integers(0, CLASSES, 8))
+
+
+@row(
+    "Augmentation", "RandomCrop, one crop for the batch: a warning, and no divergence", kinds=["functional"], slow=True
+)
+def _(kind, rng):
+    def stack():
+        return [layers.RandomCrop(5, 5), layers.GlobalAveragePooling2D(), layers.Dense(CLASSES)]
+
+    model = RDropModel(build(kind, stack, (8, 8, 3)))
+    model.compile("sgd", sparse_ce())
+    x = rng.uniform(size=(8, 8, 8, 3)).astype("float32")
+    with pytest.warns(UserWarning, match="draws one noise for the whole batch"):
+        logs = model.train_on_batch(x, rng.integers(0, CLASSES, 8), return_dict=True)
+    assert logs["divergence"] == 0
 
 
 class Tied(layers.Layer):

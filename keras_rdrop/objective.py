@@ -83,6 +83,9 @@ class OutputLoss(keras.losses.Loss):
         self.recorder = recorder
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        if self.divergence is not None:
+            # Here Keras comes before the first step, when it builds the model.
+            self.divergence.check_classes(y_pred)
         if self.recorder.divergences is None:
             return self.loss(y_true, y_pred, sample_weight)
         if self.divergence is not None:
@@ -127,13 +130,16 @@ class PassDivergence(keras.losses.Loss):
         valid = ops.not_equal(y_true, self.ignore_class)
         return self._masked(divergences, mask=ops.reshape(valid, ops.shape(divergences)))
 
-    def _compare(self, y_preds: Sequence[Tensor]) -> Tensor:
-        if isinstance(self.divergence, SymmetricKL) and y_preds[0].shape[self.divergence.get_config()["axis"]] == 1:
+    def check_classes(self, y_pred: Tensor) -> None:
+        """Raises a `ValueError` where the divergence could only be 0."""
+        if isinstance(self.divergence, SymmetricKL) and y_pred.shape[self.divergence.get_config()["axis"]] == 1:
             raise ValueError(
                 "Expected predictions of two or more classes: `SymmetricKL` between distributions over one class is "
                 "always 0. For one unit with binary cross-entropy use divergence='bernoulli_symmetric_kl'. Received: "
-                f"predictions of shape {tuple(y_preds[0].shape)}, divergence={self.divergence!r}"
+                f"predictions of shape {tuple(y_pred.shape)}, divergence={self.divergence!r}"
             )
+
+    def _compare(self, y_preds: Sequence[Tensor]) -> Tensor:
         if isinstance(self.divergence, Divergence):
             return self.divergence.compare(*y_preds)
         pairs = list(itertools.permutations(y_preds, 2))
@@ -213,11 +219,11 @@ class _CrossEntropy(keras.losses.Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         loss: keras.losses.Loss
         if y_pred.shape[-1] == 1:
-            loss = keras.losses.BinaryCrossentropy(dtype=self.dtype)
+            loss = keras.losses.BinaryCrossentropy()
         elif len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
-            loss = keras.losses.SparseCategoricalCrossentropy(dtype=self.dtype)
+            loss = keras.losses.SparseCategoricalCrossentropy()
         else:
-            loss = keras.losses.CategoricalCrossentropy(dtype=self.dtype)
+            loss = keras.losses.CategoricalCrossentropy()
         return loss.call(y_true, y_pred)
 
 

@@ -59,10 +59,11 @@ def render(marks, reasons, bad_input):
         lines.append(f"| {row} | {' | '.join(cells)} |")
     lines.append(REASONS)
     where = defaultdict(list)
-    for (row, kind, backend), reason in reasons.items():
-        where[row, reason].append((kind, backend))
-    for (row, reason), cells in where.items():
-        lines.append(f"- {row} ({_of(cells, 0, KINDS)}; {_of(cells, 1, BACKENDS)}): {reason}")
+    for cell, reason in reasons.items():
+        where[reason].append(cell)
+    for reason, cells in where.items():
+        rows = "; ".join(dict.fromkeys(row for row, _, _ in cells))
+        lines.append(f"- {reason} ({_of(cells, 1, KINDS)}, on {_of(cells, 2, BACKENDS)}): {rows}")
     lines.append(BAD_INPUT)
     for given in dict.fromkeys(given for given, _ in bad_input):
         happens = [bad_input.get((given, backend), "?") for backend in BACKENDS]

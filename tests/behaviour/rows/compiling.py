@@ -32,9 +32,17 @@ for _name, _options in {
         check(lambda: build(kind), *rows_of(kind, rng), np.ones(8, "float32"), **options)
 
 
-@row("compile", "jit_compile=True")
+@row("compile", 'jit_compile="auto"', kinds=["functional", "subclassed"])
+def _(kind, rng):
+    check(lambda: build(kind), *rows_of(kind, rng), jit_compile="auto")
+
+
+@row("compile", "jit_compile=True", slow=True)
 def _(kind, rng):
     if BACKEND == "torch":
+        import torch
+
+        torch.compiler.reset()  # after eight models it would go on without compiling
         plain = build(kind)
         plain.compile("sgd", sparse_ce(), metrics=[], jit_compile=True)
         with plain_keras():

@@ -144,7 +144,8 @@ def _(kind, rng):
         model.export(f"{folder}/model", format="tf_saved_model", verbose=False)
         import tensorflow as tf
 
-        served = tf.saved_model.load(f"{folder}/model").serve(x)
+        loaded = tf.saved_model.load(f"{folder}/model")
+        served = loaded.serve(x)
     np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -58,7 +58,7 @@ def _(kind, rng):
     model.compile("sgd", sparse_ce())
     with pytest.warns(UserWarning, match="KerasHub models may default to 0"):
         logs = model.train_on_batch(rng.uniform(size=(6, 8, 8, 3)).astype("float32"), LABELS, return_dict=True)
-    assert logs["divergence"] == 0
+    assert logs["divergence"] < 1e-9
 
 
 @row("KerasHub", "CausalLM, fit and generate", kinds=["keras_hub"])

@@ -162,7 +162,7 @@ def _(kind, rng):
         assert Path(folder, "model.onnx").stat().st_size > 0
 
 
-@row("Tools", "KerasTuner searches over alpha")
+@row("Tools", "KerasTuner searches over alpha", slow=True)
 def _(kind, rng):
     import keras_tuner
 

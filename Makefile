@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow behaviour lint clean
+.PHONY: demo test test-slow behaviour coverage lint clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -23,7 +23,7 @@ test-slow: $(VENV)/.test
 		echo "== $$backend"; KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow; \
 	done
 
-# Every row of the behaviour table with every kind of base, and the page that shows it.
+# Every row of the behaviour table with every kind of base, bad input, and the page that shows it.
 behaviour: $(VENV)/.test
 	mkdir -p build docs
 	set -e; for backend in $(BACKENDS); do \
@@ -31,6 +31,14 @@ behaviour: $(VENV)/.test
 			--junitxml=build/behaviour-$$backend.xml; \
 	done
 	$(BIN)/python tests/behaviour/render.py build/behaviour-*.xml > docs/behaviour.md
+
+coverage: $(VENV)/.test
+	mkdir -p build
+	set -e; for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend $(BIN)/coverage run --data-file=build/.coverage.$$backend -m pytest; \
+	done
+	$(BIN)/coverage combine --data-file=build/.coverage build/.coverage.*
+	$(BIN)/coverage report --data-file=build/.coverage
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

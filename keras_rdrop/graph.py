@@ -21,14 +21,14 @@ def repeat_rows(tensor: Tensor, passes: int) -> Tensor:
     """Repeats every row `passes` times, next to each other: sharded batches then need no communication.
 
     Args:
-        tensor: A tensor of shape `(rows, ...)`, dense, sparse or ragged, or `None`.
+        tensor: A tensor of shape `(rows, ...)`, dense, sparse or ragged; or a scalar or `None`, which stay as they are.
         passes: How often.
 
     Returns:
         A tensor of shape `(rows * passes, ...)`: `x0, x0, x1, x1, ...` for two passes.
     """
-    if tensor is None:
-        return None
+    if tensor is None or getattr(tensor, "shape", None) == ():  # one number is that of every row
+        return tensor
     if hasattr(tensor, "nested_row_splits"):  # TensorFlow's ragged tensors know `take`, but not what follows
         return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), passes), axis=0)
     # This is `ops.repeat`, which does not know sparse tensors.

@@ -86,6 +86,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         if not isinstance(base, keras.Model):
             raise ValueError(f"Expected `base` to be a `keras.Model`. Received: base={base!r} of type {type(base)}")
         _check_no_training_logic(base)
+        _check_no_state(base)
         _check_alpha(alpha)
         _check_passes(passes)
         objective.check_divergence(divergence)
@@ -258,8 +259,8 @@ class RDropModel(preprocessing.PreprocessingModel):
         stochastic = randomness.stochastic_layers(self.base)
         for layer in filter(randomness.shares_noise, stochastic):
             warnings.warn(
-                f"Layer '{layer.name}' draws one noise for the whole batch (noise_shape={layer.noise_shape}), so both "
-                "passes over a row get the same: it adds nothing to the divergence.",
+                f"Layer '{layer.name}' draws one noise for the whole batch, so both passes over a row get the same: it "
+                "adds nothing to the divergence.",
                 stacklevel=2,
             )
         if not stochastic:
@@ -277,6 +278,15 @@ def _check_no_training_logic(base: keras.Model) -> None:
             raise ValueError(
                 f"Expected `base` to train as `keras.Model` does, but its own `{name}` would not be called. Override "
                 f"`{name}` in a subclass of `RDropModel` instead. Received: base={base!r} of type {type(base)}"
+            )
+
+
+def _check_no_state(base: keras.Model) -> None:
+    for layer in randomness.all_layers(base):
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "Expected `base` to keep no state from batch to batch: R-Drop trains on several passes over every row "
+                f"at once. Received: base={base!r} with the stateful layer {layer!r}"
             )
 
 

@@ -13,7 +13,15 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_rdrop.divergences import BernoulliSymmetricKL, Divergence, MeanSquaredDifference, SymmetricKL, Tensor
+from keras_rdrop.divergences import (
+    BernoulliSymmetricKL,
+    Divergence,
+    MeanSquaredDifference,
+    SymmetricKL,
+    Tensor,
+    bernoulli_symmetric_kl,
+    symmetric_kl,
+)
 
 # What a model trained with this Keras loss predicts decides how two of its predictions are compared.
 _DIVERGENCE_OF_LOSS = {
@@ -82,6 +90,9 @@ class OutputLoss(keras.losses.Loss):
         self.unlabelled = unlabelled
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        if self.divergence is not None:
+            # Here Keras comes before the first step, when it builds the model.
+            self.divergence.check_classes(y_pred)
         if self.recorder.divergences is None:
             return self.loss(y_true, y_pred, sample_weight)
         if self.divergence is not None:
@@ -127,6 +138,15 @@ class PassDivergence(keras.losses.Loss):
             return divergences
         valid = ops.not_equal(y_true, self.ignore_class)
         return self._masked(divergences, mask=ops.reshape(valid, ops.shape(divergences)))
+
+    def check_classes(self, y_pred: Tensor) -> None:
+        """Raises a `ValueError` where the divergence could only be 0."""
+        if isinstance(self.divergence, SymmetricKL) and y_pred.shape[self.divergence.get_config()["axis"]] == 1:
+            raise ValueError(
+                "Expected predictions of two or more classes: `SymmetricKL` between distributions over one class is "
+                "always 0. For one unit with binary cross-entropy use divergence='bernoulli_symmetric_kl'. Received: "
+                f"predictions of shape {tuple(y_pred.shape)}, divergence={self.divergence!r}"
+            )
 
     def _compare(self, y_preds: Sequence[Tensor]) -> Tensor:
         if isinstance(self.divergence, Divergence):
@@ -223,7 +243,34 @@ def _per_output(name: str, value: Any, loss: Any) -> Any:
     return tree.pack_sequence_as(loss, flat)
 
 
+class _CrossEntropy(keras.losses.Loss):
+    """What Keras makes of `loss="crossentropy"`: which one it is follows from the shapes."""
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        loss: keras.losses.Loss
+        if y_pred.shape[-1] == 1:
+            loss = keras.losses.BinaryCrossentropy()
+        elif len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
+            loss = keras.losses.SparseCategoricalCrossentropy()
+        else:
+            loss = keras.losses.CategoricalCrossentropy()
+        return loss.call(y_true, y_pred)
+
+
+class _CrossEntropyDivergence(Divergence):
+    """The divergence that follows from `_CrossEntropy`."""
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__(_cross_entropy_divergence, "crossentropy_divergence", reduction)
+
+
+def _cross_entropy_divergence(*y_preds: Tensor) -> Tensor:
+    return (bernoulli_symmetric_kl if y_preds[0].shape[-1] == 1 else symmetric_kl)(*y_preds)
+
+
 def _get_loss(identifier: Any) -> keras.losses.Loss:
+    if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
+        return _CrossEntropy(name=identifier)
     loss = keras.losses.get(identifier)
     if isinstance(loss, keras.losses.Loss):
         return loss
@@ -234,9 +281,33 @@ def _get_loss(identifier: Any) -> keras.losses.Loss:
     return wrapped
 
 
+def _takes_logits(loss: keras.losses.Loss) -> bool | None:
+    """Whether predictions are logits to this loss; `None` where it has no such notion."""
+    if getattr(loss, "fn", None) is keras.losses.kl_divergence:
+        return False
+    is_cross_entropy = _DIVERGENCE_OF_LOSS.get(getattr(loss, "fn", None)) in (SymmetricKL, BernoulliSymmetricKL)
+    # A cross-entropy given as a function, or by its name, takes its default.
+    return loss.get_config().get("from_logits", False if is_cross_entropy else None)
+
+
+def _check_from_logits(divergence: keras.losses.Loss, loss: keras.losses.Loss) -> None:
+    """Logits taken as probabilities, or the other way round, give a number that means nothing."""
+    of_loss, of_divergence = _takes_logits(loss), _takes_logits(divergence)
+    if None not in (of_loss, of_divergence) and of_loss != of_divergence:
+        raise ValueError(
+            f"Expected `divergence` to take what the loss '{loss.name}' takes, predictions with from_logits={of_loss}. "
+            f"Received: divergence={divergence!r}, which has from_logits={of_divergence}"
+        )
+
+
 def _get_divergence(identifier: Any, loss: keras.losses.Loss) -> keras.losses.Loss | None:
-    if identifier is None or isinstance(identifier, keras.losses.Loss):
+    if identifier is None:
+        return None
+    if isinstance(identifier, keras.losses.Loss):
+        _check_from_logits(identifier, loss)
         return identifier
+    if identifier == "auto" and isinstance(loss, _CrossEntropy):
+        return _CrossEntropyDivergence(loss.reduction)
     inferred = _DIVERGENCE_OF_LOSS.get(getattr(loss, "fn", None))
     wanted = inferred if identifier == "auto" else _DIVERGENCE_OF_NAME[identifier]
     loss_has_from_logits = inferred in (SymmetricKL, BernoulliSymmetricKL)

@@ -20,7 +20,7 @@ def stochastic_layers(model: keras.Layer) -> list[keras.Layer]:
 
     A layer counts when it holds a `keras.random.SeedGenerator`, unless all its rates are 0.
     """
-    return [layer for layer in _all_layers(model) if _held_by(layer, keras.random.SeedGenerator) and _is_active(layer)]
+    return [layer for layer in all_layers(model) if _held_by(layer, keras.random.SeedGenerator) and _is_active(layer)]
 
 
 def may_be_random(operation: Any) -> bool:
@@ -31,7 +31,7 @@ def may_be_random(operation: Any) -> bool:
     """
     if not isinstance(operation, keras.Layer):
         return False
-    return bool(stochastic_layers(operation)) or any(_is_foreign(layer) for layer in _all_layers(operation))
+    return bool(stochastic_layers(operation)) or any(_is_foreign(layer) for layer in all_layers(operation))
 
 
 def _is_foreign(layer: keras.Layer) -> bool:
@@ -41,11 +41,14 @@ def _is_foreign(layer: keras.Layer) -> bool:
 
 def shares_noise(layer: keras.Layer) -> bool:
     """Whether a layer draws one noise for all rows of a batch, and so the same for all passes over a row."""
+    if isinstance(layer, keras.layers.RandomCrop):
+        return True
     noise_shape = getattr(layer, "noise_shape", None)
     return noise_shape is not None and bool(noise_shape[0] == 1)
 
 
-def _all_layers(model: keras.Layer) -> list[keras.Layer]:
+def all_layers(model: keras.Layer) -> list[keras.Layer]:
+    """`model` and the layers in it, at any depth."""
     found: dict[int, keras.Layer] = {}
     queue = [model]
     while queue:

@@ -1,6 +1,16 @@
+import os
+from pathlib import Path
+
+# JAX compiles the same small functions again for every kind of base: it may keep them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 import keras
 import numpy as np
 import pytest
+
+pytest.register_assert_rewrite("rows", "table")
 
 
 @pytest.fixture(autouse=True)

@@ -130,6 +130,25 @@ def test_config_round_trip(kind):
     assert (restored.reduction, restored.name) == ("sum", "mine")
 
 
+def test_classes_take_probabilities_unless_told_otherwise(rng):
+    p, q = rng.dirichlet(np.ones(5), size=(2, 4))
+    for cls, function in (
+        (divergences.SymmetricKL, divergences.symmetric_kl),
+        (divergences.BernoulliSymmetricKL, divergences.bernoulli_symmetric_kl),
+    ):
+        np.testing.assert_allclose(float(cls()(p, q)), TO_NUMPY(function(p, q)).mean(), rtol=1e-5)
+
+
+def test_saturated_binary_probabilities_are_taken_as_the_last_that_float32_tells_from_0_and_1():
+    """Next to 1 that is half of 2**-24 away, next to 0 it is 2**-126."""
+    value = TO_NUMPY(divergences.bernoulli_symmetric_kl([[0.0]], [[1.0]]))
+    np.testing.assert_allclose(value, [(25 + 126) * np.log(2) / 2], rtol=1e-6)
+
+
+def test_double_precision_is_kept():
+    assert divergences.SymmetricKL(dtype="float64").dtype == "float64"
+
+
 def test_half_precision_floatx_does_not_reach_the_divergence():
     keras.config.set_floatx("float16")
     try:

@@ -126,7 +126,7 @@ def test_logs(rng):
     x, y = data(rng, rows=32)
     model = RDropModel(dropout_classifier(), alpha=3.0)
     model.compile(keras.optimizers.SGD(0.0), sparse_ce(), metrics=[sparse_ce_metric()])
-    history = model.fit(x, y, validation_data=(x, y), epochs=2, batch_size=8, verbose=0).history
+    history = model.fit(x, y, validation_data=(x, y), epochs=2, batch_size=12, verbose=0).history
     assert set(history) == {"loss", "divergence", "ce", "val_loss", "val_ce"}
     expected = np.array(history["ce"]) + 1.5 * np.array(history["divergence"])
     np.testing.assert_allclose(history["loss"], expected, rtol=1e-5)
@@ -214,6 +214,17 @@ def test_the_base_alone_is_saved_without_a_trace(rng, tmp_path):
     np.testing.assert_array_equal(restored.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
+def test_inputs_go_to_the_base_as_they_are():
+    class Base(keras.Model):
+        def call(self, inputs):
+            assert keras.backend.standardize_dtype(inputs.dtype) == "float32"
+            return inputs
+
+    model = RDropModel(Base(dtype="mixed_float16", autocast=False))
+    assert model.dtype_policy.name == "mixed_float16"
+    model(np.ones((2, 3), "float32"))
+
+
 class TestWarnings:
     def train(self, base, rng):
         x, y = data(rng)
@@ -229,6 +240,15 @@ class TestWarnings:
         layers = [keras.Input((8,)), keras.layers.Dropout(0.5, noise_shape=(1, 8), name="shared")]
         with pytest.warns(UserWarning, match="Layer 'shared' draws one noise for the whole batch"):
             self.train(keras.Sequential([*layers, keras.layers.Dense(CLASSES)]), rng)
+
+    def test_only_once(self, rng):
+        model = RDropModel(dropout_classifier(rate=0.0))
+        model.compile("sgd", sparse_ce())
+        with pytest.warns(UserWarning, match="is random in training"):
+            model.train_on_batch(*data(rng))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            model.train_on_batch(*data(rng))
 
     def test_none_where_dropout_is_active(self, rng):
         with warnings.catch_warnings():

@@ -7,7 +7,7 @@ import reference
 
 from keras_rdrop import RDropModel
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
-from keras_rdrop.objective import Recorder, with_divergence
+from keras_rdrop.objective import PassDivergence, Recorder, with_divergence
 
 L = keras.losses
 
@@ -99,6 +99,42 @@ def test_a_function_as_loss_is_what_keras_makes_of_it(rng):
     logs = train(loss, x, y, noise, divergence="mean_squared_difference")
     expected = train("mse", x, y, noise)
     np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "meant"),
+    [
+        ((4, 1), (4, 1), "binary_crossentropy"),
+        ((4, 3, 1), (4, 3, 1), "binary_crossentropy"),
+        ((4, 5), (4,), "sparse_categorical_crossentropy"),
+        ((4, 5), (4, 1), "sparse_categorical_crossentropy"),
+        ((4, 1, 5), (4, 1), "sparse_categorical_crossentropy"),
+        ((4, 5), (4, 5), "categorical_crossentropy"),
+        ((4, 1, 5), (4, 1, 5), "categorical_crossentropy"),
+        ((4, 2), (4, 2), "categorical_crossentropy"),
+    ],
+)
+@pytest.mark.parametrize("name", ["crossentropy", "CE"])
+def test_crossentropy_follows_from_the_shapes(name, shape, targets, meant, rng):
+    x, noise = rng.uniform(0.2, 0.8, size=shape), rng.uniform(0.5, 1, size=(8, *shape[1:]))
+    y = rng.integers(0, 2, targets)
+    expected, logs = (train(loss, x, y, noise) for loss in (meant, name))
+    np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-6)
+
+
+def test_a_divergence_beside_a_loss_that_knows_no_logits():
+    divergence = SymmetricKL(from_logits=True)
+    assert with_divergence("mse", divergence, None, Recorder(2)).divergence.divergence is divergence
+
+
+def test_ignored_classes_do_not_bring_half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        divergence = PassDivergence(SymmetricKL(from_logits=True), 2, ignore_class=0)
+        values = divergence.call(np.array([0, 0, 1, 1]), np.ones((4, 3), "float16"))
+        assert keras.backend.standardize_dtype(values.dtype) == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")
 
 
 def test_predictions_of_one_number_a_row(rng):

@@ -49,6 +49,7 @@ def test_stochastic_layers(layer, count):
 
 def test_shares_noise():
     assert shares_noise(layers.Dropout(0.1, noise_shape=(1, 3)))
+    assert shares_noise(layers.RandomCrop(2, 2))
     assert not shares_noise(layers.Dropout(0.1, noise_shape=(None, 3)))
     assert not shares_noise(layers.Dropout(0.1))
     assert not shares_noise(layers.RandomFlip())

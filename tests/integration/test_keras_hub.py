@@ -1,10 +1,9 @@
 """KerasHub tasks: RDropModel takes what the task takes, raw strings included."""
 
-import bases
 import keras
-import keras_hub
 import numpy as np
 import pytest
+from tasks import causal_lm, text_classifier
 
 from keras_rdrop import RDropModel
 
@@ -14,24 +13,6 @@ LABELS = np.array([1, 0, 1, 0, 2, 2])
 
 def sparse_ce(**kwargs):
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
-
-
-def text_classifier():
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "good", "bad", "film", "movie"]
-    tokenizer = keras_hub.models.BertTokenizer(vocabulary=vocabulary)
-    return bases.build_task(keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=8))
-
-
-def causal_lm():
-    words = ["!", "e", "h", "t", "th", "the", "Ġ", "Ġt", "Ġth", "Ġthe", "<|endoftext|>"]
-    tokenizer = keras_hub.models.GPT2Tokenizer(
-        vocabulary={w: i for i, w in enumerate(words)}, merges=["t h", "th e", "Ġ t", "Ġt h", "Ġth e"]
-    )
-    backbone = keras_hub.models.GPT2Backbone(
-        len(words), num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, max_sequence_length=8
-    )
-    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
-    return keras_hub.models.GPT2CausalLM(backbone, preprocessor)
 
 
 @pytest.fixture

@@ -1,0 +1,113 @@
+"""What the rows of the behaviour table share: how a row is registered, and how training compares with plain Keras."""
+
+import contextlib
+import re
+
+import keras
+import numpy as np
+from bases import KINDS, Unsupported, build, rows_of
+
+from keras_rdrop import RDropModel
+
+BACKEND = keras.backend.backend()
+ROWS = {}
+
+
+def row(group, name, kinds=KINDS, slow=False):
+    """Registers a row of the table: a function of the kind of base and a random generator.
+
+    Args:
+        group: What the row is about.
+        name: What is shown.
+        kinds: The kinds of base it runs with, where the others would show nothing new.
+        slow: Whether the functional base, too, is left to the slow tests.
+    """
+
+    def register(function):
+        ROWS[f"{group}: {name}"] = (function, kinds, slow)
+        return function
+
+    return register
+
+
+@contextlib.contextmanager
+def plain_keras():
+    """What fails in here fails without RDropModel: the cell is not possible, and the error says why."""
+    try:
+        yield
+    except Exception as error:
+        lines = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()
+        message = next((line for line in lines if line and not line.startswith("Exception encountered")), "")
+        raise Unsupported(f"plain Keras raises {type(error).__name__}: {message[:160]}") from error
+
+
+def sparse_ce(**kwargs):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
+
+
+def repeated(data):
+    return keras.tree.map_structure(lambda t: None if t is None else np.repeat(t, 2, axis=0), data)
+
+
+def same_weights(model, other, **tolerance):
+    for weight, expected in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, expected, **{"rtol": 1e-4, "atol": 1e-5, **tolerance})
+
+
+def check(
+    make_base, x, y, sample_weight=None, loss=None, divergence="auto", rtol=1e-4, optimizer="sgd", **compile_options
+):
+    """Compares training, and then evaluation, with plain Keras. Returns the trained model.
+
+    Steps with alpha = 0 equal plain training on the repeated batch, in every log and weight. In a last step with
+    alpha = 2 the loss is the plain one plus the divergence.
+    """
+
+    def compiled(wrap=lambda base: base):
+        keras.utils.set_random_seed(1)
+        model = wrap(make_base())
+        model.compile(keras.optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer(), **options)
+        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        return model
+
+    def train(alpha):
+        results = []
+        for m, step, batch in (
+            (plain, keras.Model.train_on_batch, repeated((x, y, sample_weight))),
+            (model, RDropModel.train_on_batch, (x, y, sample_weight)),
+        ):
+            keras.utils.set_random_seed(0)  # on PyTorch, dropout without a seed draws from the global generator
+            m.reset_metrics()
+            results.append(step(m, *batch, return_dict=True))
+        expected, logs = results
+        divergence = logs.pop("divergence")
+        expected["loss"] += alpha / 2 * divergence
+        assert np.isfinite(divergence)
+        assert divergence > 0 or (sample_weight is not None and not np.any(sample_weight))
+        assert set(logs) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(logs[name], value, rtol=rtol, atol=1e-5, err_msg=name)
+
+    options = {"loss": sparse_ce() if loss is None else loss, "metrics": [], **compile_options}
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 2.0])
+    plain, model = compiled(), compiled(lambda base: RDropModel(base, alpha=schedule, divergence=divergence))
+    while float(schedule(model.optimizer.iterations)) == 0.0:
+        train(alpha=0.0)
+    same_weights(model.base, plain, rtol=10 * rtol, atol=rtol)
+    train(alpha=2.0)
+
+    model.base.compile("sgd", **options)
+    data = {"x": x, "y": y, "sample_weight": sample_weight, "verbose": 0}
+    for as_dict in (False, True):
+        expected = keras.Model.evaluate(model.base, **data, return_dict=as_dict)
+        results = model.evaluate(**data, return_dict=as_dict)
+        keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), results, expected)
+    return model
+
+
+def trained(kind, rng, **compile_options):
+    """A compiled model with its default data."""
+    x, y = rows_of(kind, rng)
+    model = RDropModel(build(kind))
+    model.compile(**{"optimizer": "sgd", "loss": sparse_ce(), **compile_options})
+    return model, x, y

@@ -1,0 +1,45 @@
+"""Small KerasHub tasks, built from a config and a vocabulary of a few words."""
+
+import keras_hub
+from bases import CLASSES, build_task
+
+models = keras_hub.models
+TRANSFORMER = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16, "max_sequence_length": 8}
+
+
+def text_classifier():
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "good", "bad", "film", "movie"]
+    tokenizer = models.BertTokenizer(vocabulary=vocabulary)
+    return build_task(models.BertTextClassifierPreprocessor(tokenizer, sequence_length=8))
+
+
+def byte_pairs(special):
+    """A vocabulary and merges for words of t, h and e, and the given special tokens."""
+    words = ["!", "e", "h", "t", "th", "the", "Ġ", "Ġt", "Ġth", "Ġthe"]
+    merges = ["t h", "th e", "Ġ t", "Ġt h", "Ġth e"]
+    return {"vocabulary": {word: i for i, word in enumerate([*special, *words])}, "merges": merges}
+
+
+def roberta_classifier():
+    tokenizer = models.RobertaTokenizer(**byte_pairs(["<s>", "<pad>", "</s>", "<mask>"]))
+    backbone = models.RobertaBackbone(tokenizer.vocabulary_size(), **TRANSFORMER)
+    preprocessor = models.RobertaTextClassifierPreprocessor(tokenizer, sequence_length=8)
+    return models.RobertaTextClassifier(backbone, num_classes=CLASSES, preprocessor=preprocessor)
+
+
+def causal_lm(hub=keras_hub):
+    tokenizer = hub.models.GPT2Tokenizer(**byte_pairs(["<|endoftext|>"]))
+    backbone = hub.models.GPT2Backbone(tokenizer.vocabulary_size(), **TRANSFORMER)
+    return hub.models.GPT2CausalLM(backbone, hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8))
+
+
+def seq2seq_lm():
+    tokenizer = models.BartTokenizer(**byte_pairs(["<s>", "<pad>", "</s>", "<mask>"]))
+    backbone = models.BartBackbone(tokenizer.vocabulary_size(), **TRANSFORMER)
+    preprocessor = models.BartSeq2SeqLMPreprocessor(tokenizer, encoder_sequence_length=8, decoder_sequence_length=8)
+    return models.BartSeq2SeqLM(backbone, preprocessor)
+
+
+def image_classifier(dropout):
+    backbone = models.ViTBackbone((8, 8, 3), (4, 4), 1, 2, 8, 16, dropout_rate=dropout, attention_dropout=dropout)
+    return models.ViTImageClassifier(backbone, num_classes=CLASSES, dropout=dropout)

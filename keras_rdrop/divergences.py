@@ -103,10 +103,11 @@ def _as_float(y_preds: Sequence[Tensor]) -> list[Tensor]:
     if len(y_preds) < 2:
         raise ValueError(f"Expected two or more predictions to compare. Received: {len(y_preds)}.")
     tensors = [ops.convert_to_tensor(y_pred) for y_pred in y_preds]
-    return [ops.cast(t, _at_least_float32(t.dtype)) for t in tensors]
+    return [ops.cast(t, at_least_float32(t.dtype)) for t in tensors]
 
 
-def _at_least_float32(dtype: Any) -> str:
+def at_least_float32(dtype: Any) -> str:
+    """The dtype in which a divergence of predictions of a dtype is computed."""
     # `keras.backend.result_type` makes float32 of float64 on PyTorch.
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
@@ -147,7 +148,7 @@ class Divergence(keras.losses.Loss):
         **kwargs: Any,
     ) -> None:
         # Half precision is too coarse for a difference of distributions: at least float32, whatever floatx says.
-        dtype = _at_least_float32(dtype or keras.backend.floatx())
+        dtype = at_least_float32(dtype or keras.backend.floatx())
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self._function = function
         self._kwargs = kwargs

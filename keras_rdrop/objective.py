@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_rdrop import lean
 from keras_rdrop.divergences import (
     BernoulliSymmetricKL,
     Divergence,
@@ -88,6 +89,7 @@ class OutputLoss(keras.losses.Loss):
         self.loss_weight = loss_weight
         self.recorder = recorder
         self.unlabelled = unlabelled
+        self.fused = FusedTerms.of(loss, divergence)
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         if self.divergence is not None:
@@ -95,13 +97,18 @@ class OutputLoss(keras.losses.Loss):
             self.divergence.check_classes(y_pred)
         if self.recorder.divergences is None:
             return self.loss(y_true, y_pred, sample_weight)
-        if self.divergence is not None:
-            # On PyTorch, Keras multiplies masks into the sample weights in place: the divergence gets its own.
-            weights = None if sample_weight is None else ops.copy(sample_weight)
-            self.recorder.divergences.append(self.loss_weight * self.divergence(y_true, y_pred, weights))
+        # On PyTorch, Keras multiplies masks into the sample weights in place: the divergence gets its own.
+        weights = None if sample_weight is None else ops.copy(sample_weight)
+        targets = y_true
         if self.unlabelled is not None:
-            y_true, sample_weight = _without_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
-        loss = self.loss(y_true, y_pred, sample_weight)
+            targets, sample_weight = _without_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
+        if self.fused is not None and self.fused.takes(y_true, y_pred):
+            loss, divergence = self.fused(y_true, targets, y_pred, weights, sample_weight)
+        else:
+            loss = self.loss(targets, y_pred, sample_weight)
+            divergence = None if self.divergence is None else self.divergence(y_true, y_pred, weights)
+        if divergence is not None:
+            self.recorder.divergences.append(self.loss_weight * divergence)
         return _mean_over_passes(loss, self.reduction, self.recorder.passes)
 
 
@@ -122,7 +129,7 @@ class PassDivergence(keras.losses.Loss):
         self.divergence = divergence
         self.passes = passes
         self.ignore_class = ignore_class
-        self._masked = _Masked(autocast=False)
+        self._masked = Masked(autocast=False)
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         divergence = super().__call__(y_true, y_pred, sample_weight)
@@ -155,7 +162,89 @@ class PassDivergence(keras.losses.Loss):
         return sum(self.divergence.call(first, second) for first, second in pairs) / len(pairs)
 
 
-class _Masked(keras.layers.Layer):
+class FusedTerms:
+    """A cross-entropy from logits and the symmetric KL between its passes, computed together.
+
+    The numbers are those of the loss and of `PassDivergence`, for less time and memory: see `lean`.
+
+    Args:
+        loss: The compiled loss.
+        divergence: `PassDivergence` of the same output.
+    """
+
+    def __init__(self, loss: keras.losses.Loss, divergence: PassDivergence) -> None:
+        self.is_sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+        self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
+        self.passes = divergence.passes
+        self.ignore_class = divergence.ignore_class
+        self.loss = Elements(loss, ignores=self.ignore_class is not None)
+        self.divergence = Elements(divergence, ignores=self.ignore_class is not None)
+        self._with_mask_of = WithMaskOf(autocast=False)
+
+    @classmethod
+    def of(cls, loss: keras.losses.Loss, divergence: PassDivergence | None) -> "FusedTerms | None":
+        """What computes the two, if they are such a pair: no subclass, which could compute anything."""
+        losses = keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy
+        if divergence is None or type(loss) not in losses or type(divergence.divergence) is not SymmetricKL:
+            return None
+        configs = loss.get_config(), divergence.divergence.get_config()
+        fits = all(config["from_logits"] and config.get("axis", -1) == -1 for config in configs)
+        return cls(loss, divergence) if fits else None
+
+    def takes(self, y_true: Tensor, y_pred: Tensor) -> bool:
+        """Whether the shapes are the usual ones; to others, Keras has its own answer."""
+        shape = tuple(y_pred.shape[:-1]) if self.is_sparse else tuple(y_pred.shape)
+        usual = (shape, (*shape, 1)) if self.is_sparse else (shape,)
+        return len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
+
+    def __call__(
+        self, y_true: Tensor, targets: Tensor, y_pred: Tensor, weights: Tensor, loss_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and the divergence, each with its own weights; `targets` has labels only, `y_true` all."""
+        rows = ops.shape(y_pred)[:-1]
+        valid = None
+        if self.ignore_class is not None:
+            valid = ops.reshape(ops.not_equal(y_true, self.ignore_class), rows)
+            targets = ops.where(valid, ops.reshape(targets, rows), 0)
+        classes = () if self.is_sparse else (y_pred.shape[-1],)
+        terms = lean.cross_entropy_and_symmetric_kl(
+            ops.reshape(targets, (-1, self.passes, *rows[1:], *classes)),
+            ops.reshape(y_pred, (-1, self.passes, *rows[1:], y_pred.shape[-1])),
+            self.label_smoothing,
+        )
+        losses, divergences = (self._with_mask_of(y_pred, ops.reshape(term, rows)) for term in ops.unstack(terms, 2))
+        loss = self.loss(losses if valid is None else valid, losses, loss_weights)
+        divergence = self.divergence(divergences if valid is None else valid, divergences, weights)
+        return loss, _mean_over_passes(divergence, self.divergence.reduction, self.passes)
+
+
+class Elements(keras.losses.Loss):
+    """Reduces numbers that are there already, as another loss would: in place of targets it takes which are valid."""
+
+    def __init__(self, loss: keras.losses.Loss, ignores: bool) -> None:
+        super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
+        self.ignores = ignores
+        self._masked = Masked(autocast=False)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        if not self.ignores:
+            return y_pred
+        valid = ops.cast(y_true, "bool")
+        return self._masked(ops.where(valid, y_pred, 0.0), mask=valid)
+
+
+class WithMaskOf(keras.layers.Layer):
+    """Gives the Keras mask of one tensor to another: calling a layer is the public way to read it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Tensor, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+class Masked(keras.layers.Layer):
     """Gives its input a Keras mask: calling a layer is the public way to set one."""
 
     def __init__(self, **kwargs: Any) -> None:

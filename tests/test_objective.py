@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import reference
 
-from keras_rdrop import RDropModel
+from keras_rdrop import RDropModel, lean
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
-from keras_rdrop.objective import PassDivergence, Recorder, with_divergence
+from keras_rdrop.objective import FusedTerms, PassDivergence, Recorder, with_divergence
 
 L = keras.losses
 
@@ -172,3 +172,50 @@ def test_unlabelled_rows_get_the_divergence_and_no_loss(targets, weighted, rng):
     np.testing.assert_allclose(logs["divergence"], np.mean(factors * divergences), rtol=1e-4)
     expected = np.mean(factors * labelled * losses) + np.mean(factors * divergences) / 2
     np.testing.assert_allclose(logs["loss"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["sparse", "sparse, ignore_class", "one-hot, label smoothing"])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
+def test_the_fused_terms_are_those_of_the_loss_and_of_the_divergence(loss, reduction, rng, monkeypatch):
+    x, noise = rng.normal(size=(3, 4, 5)), rng.uniform(size=(6, 4, 5))
+    x[:, 3] = 0  # masked
+    y = rng.integers(0, 5, (3, 4))
+    weights = rng.uniform(0.5, 2, size=(3, 4))
+    if loss == "one-hot, label smoothing":
+        y = np.eye(5)[y]
+        keras_loss = L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, reduction=reduction)
+    else:
+        ignored = 2 if "ignore_class" in loss else None
+        keras_loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored, reduction=reduction)
+
+    inputs = keras.Input(x.shape[1:])
+    base = keras.Model(inputs, reference.KnownNoise(noise)(keras.layers.Masking()(inputs)))
+    logs, calls = [], []
+    terms = lean.cross_entropy_and_symmetric_kl
+    monkeypatch.setattr(lean, "cross_entropy_and_symmetric_kl", lambda *args: calls.append(1) or terms(*args))
+    for takes in (FusedTerms.takes, lambda *_: False):
+        monkeypatch.setattr(FusedTerms, "takes", takes)
+        model = RDropModel(base, alpha=2.0)
+        model.compile(keras.optimizers.SGD(0.0), keras_loss)
+        logs.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True))
+        assert len(calls) > 0
+        calls_of_fused = calls.copy()
+    assert calls == calls_of_fused
+    np.testing.assert_allclose(logs[0]["divergence"], logs[1]["divergence"], rtol=1e-5)
+    np.testing.assert_allclose(logs[0]["loss"], logs[1]["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "divergence", "fused"),
+    [
+        (L.SparseCategoricalCrossentropy(from_logits=True), "auto", True),
+        (L.CategoricalCrossentropy(from_logits=True), SymmetricKL(from_logits=True), True),
+        (L.SparseCategoricalCrossentropy(), "auto", False),
+        (L.CategoricalCrossentropy(from_logits=True, axis=1), "auto", False),
+        (L.SparseCategoricalCrossentropy(from_logits=True), None, False),
+        (L.SparseCategoricalCrossentropy(from_logits=True), MeanSquaredDifference(), False),
+        (L.CategoricalFocalCrossentropy(from_logits=True), "auto", False),
+    ],
+)
+def test_which_pairs_are_fused(loss, divergence, fused):
+    assert (with_divergence(loss, divergence, None, Recorder(2)).fused is not None) is fused

@@ -1,0 +1,125 @@
+"""What the benchmarks share: ratios of median times in one process, interleaved and warm; the table; dated results."""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import keras
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse_arguments(description, **defaults):
+    """`--runs`, `--output`, and an option for each default, of its type."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=9, help="interleaved runs of each arm (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    for name, default in defaults.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(default), default=default, help="default: %(default)s")
+    return parser.parse_args()
+
+
+def compare(arms, rival, runs):
+    """Times functions that wait for their result, in turns.
+
+    Args:
+        arms: Dict of names to functions without arguments.
+        rival: The name of the arm that the others are measured against.
+        runs: How often each one runs, after two runs that are not counted.
+
+    Returns:
+        A list of dicts: the arm, its median seconds, and the median, over the runs, of its ratio to the rival.
+    """
+    for _ in range(2):
+        for function in arms.values():
+            function()
+    seconds = {name: [] for name in arms}
+    for _ in range(runs):
+        for name, function in arms.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return [
+        {
+            "arm": name,
+            "seconds": statistics.median(of_arm),
+            f"time / {rival}": statistics.median(a / b for a, b in zip(of_arm, seconds[rival], strict=True)),
+        }
+        for name, of_arm in seconds.items()
+    ]
+
+
+def report(question, rows, args):
+    """Prints the table, and appends a JSON line with all that it depends on to the results of the question."""
+    backend = keras.backend.backend()
+    table = Table(title=f"{question}, {backend}")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*[value if isinstance(value, str) else f"{value:.3g}" for value in row.values()])
+    Console().print(table)
+    packages = ["keras", "numpy", {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}[backend]]
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "backend": backend,
+        "versions": {name: importlib.metadata.version(name) for name in packages}
+        | {"python": platform.python_version()},
+        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "runs": args.runs,
+        "rows": rows,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    with open(args.output / f"{Path(sys.argv[0]).stem}.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def value_and_gradient(function):
+    """A function of targets and logits that also differentiates by the logits, compiled as Keras compiles a step."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        compiled = jax.jit(jax.value_and_grad(function, argnums=1))
+        return lambda y, z: jax.block_until_ready(compiled(y, z))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(jit_compile=True)
+        def step(y, z):
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                value = function(y, z)
+            return value, tape.gradient(value, z)
+
+        def run(y, z):
+            value, gradient = step(y, z)
+            value.numpy()
+            return value, gradient
+
+        return run
+
+    def run(y, z):
+        z = z.detach().requires_grad_(True)
+        value = function(y, z)
+        value.backward()
+        return value.detach(), z.grad
+
+    return run

@@ -1,0 +1,171 @@
+"""Cross-entropy and symmetric KL from logits, in one reading: for large vocabularies.
+
+Derived by the framework, the two keep several arrays of the size of the logits for the backward pass. Here a gradient
+by hand keeps the logits and two numbers a row. With `l_i` the log-probabilities of pass `i` of `m`, `p_i = exp(l_i)`,
+and a bar for the mean over the passes,
+
+    k_i     = sum_c p_i (l_i - l_bar),      D = 1 / (m - 1) * sum_i k_i,
+    dD/dz_i = 1 / (m - 1) * [p_i (l_i - l_bar - k_i) + p_i - p_bar].
+
+How it is worked off is what differs between the backends. XLA (JAX, and TensorFlow when Keras compiles) fuses
+expressions over the whole array. PyTorch runs one operation at a time, so there chunks that stay in the cache go
+through all of them, in place where Python's `+=` is in place for tensors.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_rdrop.divergences import Tensor, at_least_float32
+
+_BACKEND = keras.backend.backend()
+# Bytes of float32 logits in a chunk, on PyTorch: of the order of a CPU's L2 cache; on a GPU it only bounds the memory.
+_CHUNK_CPU, _CHUNK_GPU = 2**20, 2**27
+
+
+def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Both terms of the objective, an element each, with a lean gradient with respect to the logits.
+
+    Args:
+        targets: Integers of shape `(rows, passes, ...)`, or distributions of shape `(rows, passes, ..., classes)`.
+        logits: Of shape `(rows, passes, ..., classes)`: the passes over each row. Computed in float32 or better; the
+            gradient has the dtype of the logits.
+        label_smoothing: As in `keras.losses.CategoricalCrossentropy`; for distributions only.
+
+    Returns:
+        A tensor of shape `(2, rows, passes, ...)`, in nats: the cross-entropy of each pass, and the symmetric KL
+        between the passes, the same for all of them (`keras_rdrop.divergences.symmetric_kl`).
+    """
+    shape = ops.shape(logits)
+    rows, passes, classes = shape[0], logits.shape[1], logits.shape[-1]
+    is_sparse = len(targets.shape) < len(logits.shape)
+    logits = ops.reshape(logits, (rows, passes, -1, classes))
+    targets = ops.reshape(targets, (rows, passes, -1, 1 if is_sparse else classes))
+    targets = ops.cast(targets, "int32" if is_sparse else at_least_float32(logits.dtype))
+    if _BACKEND == "torch" and is_sparse:
+        targets = ops.cast(targets, "int64")  # what PyTorch indexes with
+    if label_smoothing:
+        targets = targets * (1.0 - label_smoothing) + label_smoothing / classes
+
+    @ops.custom_gradient
+    def terms(logits: Tensor) -> tuple[Tensor, Any]:
+        number_a_row = (*ops.shape(logits)[:-1], 1), at_least_float32(logits.dtype)
+        cross_entropy, k, normalizer = _work_off(_forward, (logits, targets), [number_a_row] * 3)
+        divergence = ops.maximum(ops.sum(k, axis=1, keepdims=True), 0.0) / (passes - 1)
+
+        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
+            if upstream is None:  # JAX passes it alone
+                (upstream,) = args
+            scales = upstream[0], ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(k))
+            saved = (logits, targets, normalizer, k, *scales)
+            (result,) = _work_off(_backward, saved, [(ops.shape(logits), logits.dtype)])
+            return result
+
+        return ops.stack([cross_entropy, ops.broadcast_to(divergence, ops.shape(k))]), gradient
+
+    return ops.reshape(terms(logits), (2, *shape[:-1]))
+
+
+def _forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Cross-entropy, k, and the logarithm of the normalizer, `(rows, passes, steps, 1)` each."""
+    logits = ops.cast(logits, at_least_float32(logits.dtype))
+    largest = ops.max(logits, axis=-1, keepdims=True)
+    shifted = logits - largest
+    total, weighted = _sum_exp_and_weighted(shifted, _centered(shifted))
+    log_total = ops.log(total)
+    k = weighted / total - _centered(log_total)
+    if _is_sparse(targets):
+        cross_entropy = log_total - ops.take_along_axis(shifted, targets, axis=-1)
+    else:
+        cross_entropy = ops.sum(targets * (log_total - shifted), axis=-1, keepdims=True)
+    return cross_entropy, k, largest + log_total
+
+
+def _backward(
+    logits: Tensor, targets: Tensor, normalizer: Tensor, k: Tensor, of_cross_entropy: Tensor, of_divergence: Tensor
+) -> tuple[Tensor]:
+    """The gradient with respect to the logits, given those with respect to the two terms."""
+    passes = logits.shape[1]
+    of_divergence = of_divergence / (passes - 1)
+    log_p = ops.cast(logits, at_least_float32(logits.dtype)) - normalizer
+    p = ops.exp(log_p)
+    of_targets = 1.0 if _is_sparse(targets) else ops.sum(targets, axis=-1, keepdims=True)
+    p_mean = (p + ops.exp(ops.flip(log_p, axis=1))) / 2 if _flips(p) else ops.mean(p, axis=1, keepdims=True)
+    result = _centered(log_p)
+    result *= of_divergence
+    result += of_cross_entropy * of_targets - of_divergence * (k - 1.0)
+    result *= p
+    result -= of_divergence * p_mean
+    if not _is_sparse(targets):
+        result -= of_cross_entropy * targets
+    elif _BACKEND == "torch":
+        result.scatter_add_(-1, targets, -of_cross_entropy)
+    else:  # XLA fuses the comparison, so no array of one-hot targets comes to be
+        result -= ops.where(ops.arange(logits.shape[-1], dtype="int32") == targets, of_cross_entropy, 0.0)
+    return (ops.cast(result, logits.dtype),)
+
+
+def _is_sparse(targets: Tensor) -> bool:
+    return "int" in keras.backend.standardize_dtype(targets.dtype)
+
+
+def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of `exp(x)` and of `exp(x) * weights` over the last axis."""
+    if _BACKEND == "jax":
+        # XLA for CPUs stores an array that two reductions read. Keras has no reduction to two results.
+        import jax
+
+        zero = ops.zeros((), dtype=x.dtype)
+        exp = ops.exp(x)
+        sums = jax.lax.reduce(
+            (exp, exp * weights), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), dimensions=(x.ndim - 1,)
+        )
+        return ops.expand_dims(sums[0], -1), ops.expand_dims(sums[1], -1)
+    exp = ops.exp(x)
+    return ops.sum(exp, axis=-1, keepdims=True), ops.sum(exp * weights, axis=-1, keepdims=True)
+
+
+def _centered(x: Tensor) -> Tensor:
+    """`x` minus its mean over the passes: exactly 0 where all passes are equal."""
+    if _flips(x):
+        return (x - ops.flip(x, axis=1)) / 2
+    if x.shape[1] > 2:  # a mean of more than two equal numbers is rounded
+        x = x - x[:, :1]
+    return x - ops.mean(x, axis=1, keepdims=True)
+
+
+def _flips(x: Tensor) -> bool:
+    """Whether to write a mean over the passes without a reduction: XLA then fuses it with what it is used for."""
+    return x.shape[1] == 2 and _BACKEND != "torch"
+
+
+def _work_off(
+    function: Callable[..., tuple[Tensor, ...]], arrays: tuple[Tensor, ...], results: list[tuple[Any, str]]
+) -> tuple[Tensor, ...]:
+    """Calls `function` on arrays of shape `(rows, passes, steps, ...)`: at once, or on PyTorch a chunk at a time.
+
+    Args:
+        function: Works on every row and step by itself.
+        arrays: The logits, and what else the function takes.
+        results: Shape and dtype of each of its results.
+    """
+    if _BACKEND != "torch":
+        return function(*arrays)
+    filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
+    for chunk in _chunks(arrays[0]):
+        for whole, part in zip(filled, function(*(array[chunk] for array in arrays)), strict=True):
+            whole[chunk] = part
+    return filled
+
+
+def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Slices of rows and steps that together hold the logits, for all passes."""
+    rows, passes, steps, classes = logits.shape
+    of_a_step = 4 * passes * classes
+    size = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
+    some_rows, some_steps = max(1, size // (of_a_step * steps)), max(1, min(steps, size // of_a_step))
+    for row in range(0, rows, some_rows):
+        for step in range(0, steps, some_steps):
+            yield slice(row, row + some_rows), slice(None), slice(step, step + some_steps)

@@ -69,7 +69,7 @@ for _name, _dataset in {
     "batches of one row": lambda x, y: as_tf_data(x, y, 1),
 }.items():
 
-    @row("Data", _name)
+    @row("Data", _name, slow=_name not in ("tf.data, smaller last batch", "PyDataset"))
     def _dataset_row(kind, rng, as_dataset=_dataset):
         x, y = rows_of(kind, rng)
         plain, model = build(kind), RDropModel(build(kind), alpha=0.0)

@@ -16,10 +16,10 @@ INTRODUCTION = """\
 Whatever Keras can train, `RDropModel` trains the same way. Each row ran for each kind of base on TensorFlow, JAX and
 PyTorch, in this order; this page is written by `make behaviour` from that run.
 
-✓ works · - not possible, for the reason below the table · ✗ fails · ? did not run · an empty cell: the row is about
+✓ works · - not run, for the reason below the table · ✗ fails · ? did not run · an empty cell: the row is about
 other kinds of base
 """
-REASONS = "\nNot possible, and why:\n"
+REASONS = "\nNot run, and why:\n"
 BAD_INPUT = """
 ## Bad input
 

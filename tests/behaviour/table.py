@@ -38,7 +38,7 @@ def plain_keras():
     except Exception as error:
         lines = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()
         message = next((line for line in lines if line and not line.startswith("Exception encountered")), "")
-        raise Unsupported(f"plain Keras raises {type(error).__name__}: {message[:160]}") from error
+        raise Unsupported(f"plain Keras raises {type(error).__name__}: {message[:160].strip()}") from error
 
 
 def sparse_ce(**kwargs):

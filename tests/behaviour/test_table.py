@@ -20,7 +20,7 @@ def cells():
             yield pytest.param(name, function, kind, marks=marks, id=f"{name} | {kind}")
 
 
-@pytest.mark.parametrize(("name", "function", "kind"), cells())
+@pytest.mark.parametrize(("name", "function", "kind"), list(cells()))
 def test_behaviour(name, function, kind, rng, record_property):
     record_property("cell", f"{name}|{kind}|{BACKEND}")
     try:

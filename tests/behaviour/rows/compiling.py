@@ -15,7 +15,7 @@ for _name, (_loss, _units, _activation, _targets) in {
     'loss="MeanSquaredError"': ("MeanSquaredError", CLASSES, None, lambda y: np.eye(CLASSES)[y]),
 }.items():
 
-    @row("compile", _name, kinds=["functional", "subclassed"])
+    @row("compile", _name, kinds=["functional", "subclassed"], slow=True)
     def _loss_row(kind, rng, loss=_loss, units=_units, activation=_activation, targets=_targets):
         x, y = rows_of(kind, rng)
         check(lambda: build(kind, lambda: dense_stack(units, None, activation)), x, targets(y), loss=loss)
@@ -32,7 +32,7 @@ for _name, _options in {
         check(lambda: build(kind), *rows_of(kind, rng), np.ones(8, "float32"), **options)
 
 
-@row("compile", 'jit_compile="auto"', kinds=["functional", "subclassed"])
+@row("compile", 'jit_compile="auto"', kinds=["functional", "subclassed"], slow=True)
 def _(kind, rng):
     check(lambda: build(kind), *rows_of(kind, rng), jit_compile="auto")
 

@@ -21,7 +21,7 @@ for _name, _structure in {
     "nested": {"a": [3, 4], "b": {"c": 2}},
 }.items():
 
-    @row("Inputs", _name)
+    @row("Inputs", _name, slow=_name != "a dict")
     def _inputs(kind, rng, structure=_structure):
         x = arrays(rng, structure)
         y = {"a": rng.integers(0, 3, 8), "b": rng.normal(size=(8, 1))}
@@ -38,7 +38,7 @@ def heads_data(rng):
     return x, {"a": rng.integers(0, 3, 8), "b": rng.normal(size=(8, 1))}
 
 
-@row("Outputs", "dict, loss_weights weigh the divergence too")
+@row("Outputs", "dict, loss_weights weigh the divergence too", slow=True)
 def _(kind, rng):
     x, y = heads_data(rng)
     options = {"loss": {"a": sparse_ce(), "b": "mse"}, "metrics": {"a": ["accuracy"]}}
@@ -153,7 +153,7 @@ def _(kind, rng):
 
 for _shape in [(8,), (8, 1)]:
 
-    @row("Weights", f"sample_weight (B{', 1' if len(_shape) > 1 else ''})")
+    @row("Weights", f"sample_weight (B{', 1' if len(_shape) > 1 else ''})", slow=len(_shape) > 1)
     def _weights(kind, rng, shape=_shape):
         weights = rng.uniform(size=shape).astype("float32")
         check(lambda: build(kind), *rows_of(kind, rng), weights, weighted_metrics=["accuracy"])

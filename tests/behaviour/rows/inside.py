@@ -77,7 +77,7 @@ for _name, _stack in {
     "preprocessing layers": lambda: [layers.Rescaling(2.0), *dense_stack()],
 }.items():
 
-    @row("Inside", _name)
+    @row("Inside", _name, slow=_name.startswith("Gaussian"))
     def _stack_row(kind, rng, stack=_stack):
         x, y = rows_of(kind, rng)
         check(lambda: build(kind, stack), x, y)

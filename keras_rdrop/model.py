@@ -46,6 +46,9 @@ class RDropModel(preprocessing.PreprocessingModel):
             `"mean_squared_difference"`), a `keras.losses.Loss` called with the predictions of two passes, `None` for
             no divergence, or one of these for each loss in the structure of `compile(loss=...)`. A name takes
             `from_logits`, `axis` and the reduction of the compiled loss; a `keras.losses.Loss` is used as it is.
+        unlabelled: A number that marks targets as unlabelled, for semi-supervised training: in `fit`, elements with
+            this target (for a vector of targets: all of it) get the divergence, and weight 0 in the loss. `None`:
+            all targets are labels. Training metrics see the marker as a target; evaluation takes labels only.
         name: Optional name.
 
     Raises:
@@ -73,6 +76,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         alpha: float | LearningRateSchedule = 1.0,
         passes: int = 2,
         divergence: Any = "auto",
+        unlabelled: float | None = None,
         name: str | None = None,
     ) -> None:
         if not isinstance(base, keras.Model):
@@ -81,12 +85,17 @@ class RDropModel(preprocessing.PreprocessingModel):
         _check_alpha(alpha)
         _check_passes(passes)
         objective.check_divergence(divergence)
+        if unlabelled is not None and not _is_finite(unlabelled):
+            raise ValueError(
+                f"Expected `unlabelled` to be a finite number or None. Received: unlabelled={unlabelled!r}"
+            )
         # The inputs go to the base as they are: it casts them itself, to the same dtype policy.
         super().__init__(name=name, dtype=base.dtype_policy, autocast=False)
         self.base = base
         self.alpha = alpha
         self.passes = int(passes)
         self.divergence = divergence
+        self.unlabelled = unlabelled
         self.divergence_tracker = keras.metrics.Mean(name="divergence")
         self._recorder = objective.Recorder(self.passes)
         self._step_alpha: float | Tensor | None = None
@@ -107,7 +116,9 @@ class RDropModel(preprocessing.PreprocessingModel):
         """
         if loss is None:
             raise ValueError("Expected `loss` in `compile()`: the divergence follows from it. Received: loss=None")
-        with_divergence = objective.with_divergence(loss, self.divergence, loss_weights, self._recorder)
+        with_divergence = objective.with_divergence(
+            loss, self.divergence, loss_weights, self._recorder, self.unlabelled
+        )
         super().compile(optimizer, with_divergence, loss_weights, *args, **kwargs)
         self.loss = loss
 
@@ -165,6 +176,7 @@ class RDropModel(preprocessing.PreprocessingModel):
             "alpha": keras.saving.serialize_keras_object(self.alpha),
             "passes": self.passes,
             "divergence": keras.saving.serialize_keras_object(self.divergence),
+            "unlabelled": self.unlabelled,
         }
 
     @classmethod
@@ -230,12 +242,15 @@ def _check_no_training_logic(base: keras.Model) -> None:
 def _check_alpha(alpha: Any) -> None:
     if isinstance(alpha, LearningRateSchedule):
         return
-    is_number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
-    if not is_number or not math.isfinite(alpha) or alpha < 0:
+    if not _is_finite(alpha) or alpha < 0:
         raise ValueError(
             "Expected `alpha` to be a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`. "
             f"Received: alpha={alpha!r} of type {type(alpha)}"
         )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_passes(passes: Any) -> None:

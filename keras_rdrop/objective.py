@@ -63,16 +63,23 @@ class OutputLoss(keras.losses.Loss):
         divergence: `PassDivergence` of this output, or `None`.
         loss_weight: Float. The output's `loss_weights`, which Keras applies to the loss and this to the divergence.
         recorder: The model's `Recorder`.
+        unlabelled: The target that marks elements without a label, which have weight 0 in the loss; or `None`.
     """
 
     def __init__(
-        self, loss: keras.losses.Loss, divergence: "PassDivergence | None", loss_weight: float, recorder: Recorder
+        self,
+        loss: keras.losses.Loss,
+        divergence: "PassDivergence | None",
+        loss_weight: float,
+        recorder: Recorder,
+        unlabelled: float | None = None,
     ) -> None:
         super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
         self.loss = loss
         self.divergence = divergence
         self.loss_weight = loss_weight
         self.recorder = recorder
+        self.unlabelled = unlabelled
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         if self.recorder.divergences is None:
@@ -81,6 +88,8 @@ class OutputLoss(keras.losses.Loss):
             # On PyTorch, Keras multiplies masks into the sample weights in place: the divergence gets its own.
             weights = None if sample_weight is None else ops.copy(sample_weight)
             self.recorder.divergences.append(self.loss_weight * self.divergence(y_true, y_pred, weights))
+        if self.unlabelled is not None:
+            y_true, sample_weight = _without_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
         loss = self.loss(y_true, y_pred, sample_weight)
         return _mean_over_passes(loss, self.reduction, self.recorder.passes)
 
@@ -137,12 +146,32 @@ class _Masked(keras.layers.Layer):
         return inputs
 
 
+def _without_unlabelled(
+    y_true: Tensor, y_pred: Tensor, sample_weight: Tensor, unlabelled: float
+) -> tuple[Tensor, Tensor]:
+    """Targets that every loss can take, and weights that are 0 where there is no label."""
+    labelled = ops.not_equal(y_true, unlabelled)
+    if len(y_true.shape) > max(1, len(y_pred.shape) - 1):  # a vector of targets has no label where all of it is marked
+        labelled = ops.any(labelled, axis=-1)
+        y_true = ops.where(ops.expand_dims(labelled, -1), y_true, ops.zeros_like(y_true))
+    else:
+        y_true = ops.where(labelled, y_true, ops.zeros_like(y_true))
+    labelled = ops.cast(labelled, "float32")
+    if sample_weight is None:
+        return y_true, labelled
+    if len(sample_weight.shape) > len(labelled.shape):
+        sample_weight = ops.squeeze(sample_weight, axis=-1)
+    return y_true, sample_weight * ops.cast(labelled, sample_weight.dtype)
+
+
 def _mean_over_passes(value: Tensor, reduction: str | None, passes: int) -> Tensor:
     """A sum over the batch holds every pass; a mean over it already is the mean over the passes."""
     return value / passes if reduction == "sum" else value
 
 
-def with_divergence(loss: Any, divergence: Any, loss_weights: Any, recorder: Recorder) -> Any:
+def with_divergence(
+    loss: Any, divergence: Any, loss_weights: Any, recorder: Recorder, unlabelled: float | None = None
+) -> Any:
     """Puts the divergence beside each loss of `Model.compile`.
 
     Args:
@@ -150,6 +179,7 @@ def with_divergence(loss: Any, divergence: Any, loss_weights: Any, recorder: Rec
         divergence: As in `RDropModel`: one for all outputs, or the same structure as `loss`.
         loss_weights: As in `keras.Model.compile`.
         recorder: The model's `Recorder`.
+        unlabelled: As in `RDropModel`.
 
     Returns:
         The structure of `loss`, with an `OutputLoss` for each loss and `None` where `loss` has `None`.
@@ -167,7 +197,7 @@ def with_divergence(loss: Any, divergence: Any, loss_weights: Any, recorder: Rec
         divergence = _get_divergence(divergence, loss)
         if divergence is not None:
             divergence = PassDivergence(divergence, recorder.passes, loss.get_config().get("ignore_class"))
-        return OutputLoss(loss, divergence, loss_weight, recorder)
+        return OutputLoss(loss, divergence, loss_weight, recorder, unlabelled)
 
     return tree.map_structure(output_loss, loss, divergence, loss_weights)
 

@@ -247,6 +247,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="Expected `passes`.*Received: passes="):
             RDropModel(dropout_classifier(), passes=passes)
 
+    @pytest.mark.parametrize("unlabelled", ["-1", float("nan"), True, [0]])
+    def test_unlabelled(self, unlabelled):
+        with pytest.raises(ValueError, match="Expected `unlabelled`.*Received: unlabelled="):
+            RDropModel(dropout_classifier(), unlabelled=unlabelled)
+
     @pytest.mark.parametrize("base", [None, keras.layers.Dense(1), "model"])
     def test_base(self, base):
         with pytest.raises(ValueError, match="Expected `base` to be a `keras.Model`.*Received: base="):

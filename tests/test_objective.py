@@ -46,9 +46,10 @@ def test_auto_takes_axis_and_reduction_of_the_loss():
     assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
 
 
-def train(loss, x, y, noise, divergence="auto", passes=2, sample_weight=None):
+def train(loss, x, y, noise, divergence="auto", passes=2, sample_weight=None, unlabelled=None):
     inputs = keras.Input(x.shape[1:])
-    model = RDropModel(keras.Model(inputs, reference.KnownNoise(noise)(inputs)), passes=passes, divergence=divergence)
+    base = keras.Model(inputs, reference.KnownNoise(noise)(inputs))
+    model = RDropModel(base, passes=passes, divergence=divergence, unlabelled=unlabelled)
     model.compile(keras.optimizers.SGD(0.0), loss)
     return model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
 
@@ -104,3 +105,34 @@ def test_predictions_of_one_number_a_row(rng):
     x, noise = rng.normal(size=4), rng.uniform(size=8)
     logs = train("mse", x, np.zeros(4), noise)
     np.testing.assert_allclose(logs["divergence"], np.mean(np.square(x * noise[0::2] - x * noise[1::2])), rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("targets", ["sparse", "sparse column", "one-hot", "sequence", "regression"])
+def test_unlabelled_rows_get_the_divergence_and_no_loss(targets, weighted, rng):
+    shape = (4, 3) if targets == "sequence" else (4,)
+    width = 1 if targets == "regression" else 5
+    x, noise = rng.normal(size=(*shape, width)), rng.uniform(size=(8, *shape[1:], width))
+    labels = rng.integers(0, 5, shape)
+    labelled = rng.uniform(size=shape) < 0.5
+    weights = rng.uniform(0.5, 2, shape) if weighted else None
+    y = np.where(labelled, labels, -1)
+    if targets == "one-hot":
+        y = np.where(labelled[:, None], np.eye(5)[labels], -1)
+    if targets == "sparse column":
+        y = y[:, None]
+    sparse = L.SparseCategoricalCrossentropy(from_logits=True)
+    loss = {"one-hot": L.CategoricalCrossentropy(from_logits=True), "regression": "mse"}.get(targets, sparse)
+    logs = train(loss, x, y, noise, sample_weight=weights, unlabelled=-1)
+    factors = np.ones(shape) if weights is None else weights
+    if targets == "regression":
+        divergences = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2])
+        losses = np.mean([np.square(x * noise[i::2] - labels[:, None])[:, 0] for i in (0, 1)], axis=0)
+    else:
+        passes = [x * noise[0::2], x * noise[1::2]]
+        divergences = reference.symmetric_kl(*passes)
+        losses = np.mean([-np.take_along_axis(reference.log_softmax(z), labels[..., None], -1) for z in passes], 0)
+        losses = losses[..., 0]
+    np.testing.assert_allclose(logs["divergence"], np.mean(factors * divergences), rtol=1e-4)
+    expected = np.mean(factors * labelled * losses) + np.mean(factors * divergences) / 2
+    np.testing.assert_allclose(logs["loss"], expected, rtol=1e-4)

@@ -23,9 +23,10 @@ class Recipe:
         model: The model that `metric` was measured with.
         alpha: Weight of the divergence; a tuple holds the values that the paper chose from.
         dropout: Dropout rate.
-        optimizer: The optimizer, with what is not its default.
+        optimizer: The class in `keras.optimizers`.
+        optimizer_arguments: Its arguments, without the learning rate.
         learning_rate: Peak of the schedule.
-        schedule: Shape of the learning rate after a linear warm-up.
+        schedule: Shape of the learning rate after a linear warm-up: `"inverse_sqrt"`, `"linear"` or `"cosine"`.
         warmup_steps: Steps of the warm-up.
         batch_size: Rows a step.
         batch_tokens: Tokens a step, over all devices and accumulated batches, for data that is batched by tokens.
@@ -44,6 +45,7 @@ class Recipe:
     alpha: float | tuple[float, ...] | None = None
     dropout: float | None = None
     optimizer: str | None = None
+    optimizer_arguments: Mapping[str, float] | None = None
     learning_rate: float | None = None
     schedule: str | None = None
     warmup_steps: int | None = None
@@ -67,20 +69,22 @@ _GLUE_TABLE = _REPOSITORY + "huggingface_transformer_src/README.md"
 _GLUE_SCRIPT = _REPOSITORY + "huggingface_transformer_src/bert_rdrop/run.sh"
 _VIT_SCRIPT = _REPOSITORY + "vit_src/train.py"
 
+_SETTINGS = ("optimizer", "optimizer_arguments", "learning_rate", "schedule", "warmup_steps", "steps")
 _RESULTS = dict.fromkeys(("baseline", "rdrop"), _PAPER)
 
 
 def _iwslt14(baseline: tuple[float, ...] | None = None, rdrop: tuple[float, ...] | None = None) -> Recipe:
-    settings = ("optimizer", "learning_rate", "schedule", "warmup_steps", "batch_tokens", "steps", "label_smoothing")
+    settings = (*_SETTINGS, "batch_tokens", "label_smoothing")
     return Recipe(
         task="translation",
         tfds=None,
         model="transformer_iwslt_de_en of fairseq",
         alpha=5.0,
         dropout=0.3,
-        optimizer="Adam(beta_2=0.98, weight_decay=1e-4)",
+        optimizer="AdamW",
+        optimizer_arguments={"beta_2": 0.98, "weight_decay": 1e-4},
         learning_rate=5e-4,
-        schedule="inverse square root",
+        schedule="inverse_sqrt",
         warmup_steps=4000,
         batch_tokens=4096,
         steps=300_000,
@@ -121,7 +125,8 @@ def _glue(
         model="BERT base",
         alpha=(0.1, 0.5, 1.0),
         dropout=0.1,
-        optimizer="AdamW(beta_2=0.98, epsilon=1e-6, weight_decay=0.01)",
+        optimizer="AdamW",
+        optimizer_arguments={"beta_2": 0.98, "epsilon": 1e-6, "weight_decay": 0.01},
         learning_rate=1e-5,
         schedule="linear",
         warmup_steps=warmup_steps,
@@ -132,8 +137,7 @@ def _glue(
         sources={
             "alpha": _PAPER + ", chosen for each set",
             "dropout": _REPOSITORY + "fairseq_src/examples/roberta/run.sh",
-            "optimizer": _GLUE_SCRIPT,
-            "schedule": _GLUE_SCRIPT,
+            **dict.fromkeys(("optimizer", "optimizer_arguments", "schedule"), _GLUE_SCRIPT),
             **dict.fromkeys(("learning_rate", "warmup_steps", "batch_size", "steps"), _GLUE_TABLE),
             **({} if rdrop is None else {"rdrop": _REPOSITORY + "issue 30, which quotes the paper"}),
         },
@@ -142,14 +146,15 @@ def _glue(
 
 
 def _vit(tfds: str, baseline: float, rdrop: float, steps: int | None = None) -> Recipe:
-    defaults = ("optimizer", "learning_rate", "schedule", "warmup_steps", "batch_size")
+    defaults = ("optimizer", "optimizer_arguments", "learning_rate", "schedule", "warmup_steps", "batch_size")
     return Recipe(
         task="image_classification",
         tfds=tfds,
         model="ViT-B/16, 384x384 pixels",
         alpha=0.6,
         dropout=0.1,
-        optimizer="SGD(momentum=0.9, global_clipnorm=1.0)",
+        optimizer="SGD",
+        optimizer_arguments={"momentum": 0.9, "global_clipnorm": 1.0},
         learning_rate=1e-2,
         schedule="cosine",
         warmup_steps=500,
@@ -186,7 +191,8 @@ RECIPES: Mapping[str, Recipe] = {
         model="BART large",
         alpha=0.7,
         dropout=0.1,
-        optimizer="Adam(beta_2=0.999, epsilon=1e-8, weight_decay=0.01, global_clipnorm=0.1)",
+        optimizer="AdamW",  # what fairseq calls adam decouples the weight decay
+        optimizer_arguments={"beta_2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01, "global_clipnorm": 0.1},
         learning_rate=3e-5,
         schedule="linear",
         warmup_steps=500,
@@ -198,14 +204,8 @@ RECIPES: Mapping[str, Recipe] = {
         rdrop=(44.51, 21.58, 41.24),
         sources={
             "alpha": _PAPER,
-            "dropout": _SUMMARIZATION_SCRIPT,
-            "optimizer": _SUMMARIZATION_SCRIPT,
-            "learning_rate": _SUMMARIZATION_SCRIPT,
-            "schedule": _SUMMARIZATION_SCRIPT,
-            "warmup_steps": _SUMMARIZATION_SCRIPT,
+            **dict.fromkeys((*_SETTINGS, "dropout", "label_smoothing"), _SUMMARIZATION_SCRIPT),
             "batch_tokens": _SUMMARIZATION_SCRIPT + ": at most 1024 tokens, 16 batches a step, 4 devices",
-            "steps": _SUMMARIZATION_SCRIPT,
-            "label_smoothing": _SUMMARIZATION_SCRIPT,
             **_RESULTS,
         },
     ),
@@ -215,9 +215,10 @@ RECIPES: Mapping[str, Recipe] = {
         model="transformer_lm_gpt of fairseq",
         alpha=1.0,
         dropout=0.1,
-        optimizer="Adam(beta_2=0.98, weight_decay=0.01)",
+        optimizer="AdamW",
+        optimizer_arguments={"beta_2": 0.98, "weight_decay": 0.01},
         learning_rate=5e-4,
-        schedule="inverse square root",
+        schedule="inverse_sqrt",
         warmup_steps=4000,
         batch_tokens=2000 * 16 * 8,
         steps=50_000,
@@ -227,12 +228,8 @@ RECIPES: Mapping[str, Recipe] = {
         sources={
             "alpha": _PAPER,
             "dropout": _PAPER,
-            "optimizer": _LANGUAGE_SCRIPT,
-            "learning_rate": _LANGUAGE_SCRIPT,
-            "schedule": _LANGUAGE_SCRIPT,
-            "warmup_steps": _LANGUAGE_SCRIPT,
+            **dict.fromkeys(_SETTINGS, _LANGUAGE_SCRIPT),
             "batch_tokens": _LANGUAGE_SCRIPT + ": at most 2000 tokens, 16 batches a step, 8 devices",
-            "steps": _LANGUAGE_SCRIPT,
             **_RESULTS,
         },
         note=f"With adaptive inputs: 18.87 plain, 18.07 with R-Drop ({_PAPER}).",

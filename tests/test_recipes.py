@@ -12,6 +12,7 @@ NUMBERS = [
     "alpha",
     "dropout",
     "optimizer",
+    "optimizer_arguments",
     "learning_rate",
     "schedule",
     "warmup_steps",

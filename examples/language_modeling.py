@@ -6,7 +6,7 @@
     python examples/language_modeling.py --dataset wiki40b/en               # another large corpus
 
 The small data are the topics of Python's own help, about 65,000 words that come with Python (they differ a little from
-version to version); the small model is a KerasHub GPT-2 of 0.6 M parameters. DIR holds wiki.train.tokens,
+version to version); the small model is a KerasHub GPT-2 of 0.7 M parameters. DIR holds wiki.train.tokens,
 wiki.valid.tokens and wiki.test.tokens.
 
 Perplexity is that of the test text cut into rows, each read without the one before: a word, which compares across
@@ -27,13 +27,13 @@ SPLITS, PARTS = ("train", "validation", "test"), ("train", "valid", "test")
 
 def parse_arguments(argv=None):
     parser = cli.build_parser(
-        "language_modeling", __doc__, learning_rate=2e-3, batch_size=16, epochs=10, dropout=0.2, test_rows=1000
+        "language_modeling", __doc__, learning_rate=2e-3, batch_size=16, epochs=8, dropout=0.2, test_rows=1000
     )
     add = parser.add_argument
     add("--text-dir", type=Path, metavar="DIR", help="folder of wiki.{train,valid,test}.tokens")
     add("--vocabulary-size", type=int, default=2000, help="tokens of the byte-level BPE that is trained on the data")
     add("--sequence-length", type=int, default=64, help="tokens a row")
-    add("--layers", type=int, default=3, help="transformer layers")
+    add("--layers", type=int, default=2, help="transformer layers")
     add("--width", type=int, default=128, help="size of the hidden states")
     add("--heads", type=int, default=4, help="attention heads")
     return cli.parse(

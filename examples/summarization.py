@@ -4,8 +4,8 @@
     python examples/summarization.py --compare                  # plain training first, same seed and data
     python examples/summarization.py --recipe cnn-dailymail     # the paper: BART large on news articles
 
-The small data are the docstrings of the standard library, Keras and NumPy, as they are installed here: about 3,000
-pairs of a text and the line above it. The small model is a KerasHub BART of 1.4 M parameters with random weights: on so
+The small data are the docstrings of the standard library, Keras and NumPy, as they are installed here: about 2,000
+pairs of a text and the line above it. The small model is a KerasHub BART of 1.1 M parameters with random weights: on so
 little text, expect its summaries to sound like docstrings rather than to be true.
 """
 
@@ -27,13 +27,13 @@ ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 def parse_arguments(argv=None):
     parser = cli.build_parser(
-        "summarization", __doc__, learning_rate=1e-3, batch_size=32, epochs=12, alpha=0.7, test_rows=200
+        "summarization", __doc__, learning_rate=2e-3, batch_size=32, epochs=8, alpha=0.7, test_rows=200
     )
     add = parser.add_argument
     add("--preset", help="pretrained KerasHub BART: its name or a folder (default: none)")
     add("--label-smoothing", type=float, default=0.1, help="of the targets")
     add("--vocabulary-size", type=int, default=3000, help="tokens of the byte-level BPE, without a preset")
-    add("--sequence-length", type=int, default=96, help="tokens of a text")
+    add("--sequence-length", type=int, default=64, help="tokens of a text")
     add("--summary-length", type=int, default=20, help="tokens of a summary")
     return cli.parse(
         parser,
@@ -95,7 +95,7 @@ def build_model(args, preprocessor):
         backbone = keras_hub.models.BartBackbone.from_preset(args.preset, dropout=args.dropout)
     else:
         size = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32} if args.smoke else {
-            "num_layers": 2, "num_heads": 4, "hidden_dim": 160, "intermediate_dim": 320
+            "num_layers": 2, "num_heads": 4, "hidden_dim": 128, "intermediate_dim": 256
         }  # fmt: skip
         backbone = keras_hub.models.BartBackbone(
             preprocessor.tokenizer.vocabulary_size(),

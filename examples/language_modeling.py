@@ -112,12 +112,6 @@ def perplexities(model, rows, words, batch_size):
     return {"perplexity": math.exp(nats * rows[1].size / words), "a token": math.exp(nats)}
 
 
-def complete(model, prompt, length):
-    """Goes on from a prompt, drawing each token from the 5 most likely ones."""
-    model.compile(sampler=keras_hub.samplers.TopKSampler(k=5, seed=0))
-    return model.generate(prompt, max_length=length)
-
-
 def main(argv=None):
     args = parse_arguments(argv)
     cli.configure(args)
@@ -143,10 +137,11 @@ def main(argv=None):
     report.finish(args, f"{source}: {words} test words", results)
 
     restored = keras.models.load_model(args.output / "model.keras", compile=False)
+    restored.compile(sampler=keras_hub.samplers.TopKSampler(k=5, seed=0))
     print("\nThe saved model goes on from the first words of test texts:")
     for text in test_texts[:3]:
         prompt = " ".join(text.split()[:4])
-        print(f"  {complete(restored, prompt, args.sequence_length)!r}")
+        print(f"  {restored.generate(prompt, max_length=args.sequence_length)!r}")
     print(f"\nWritten to {args.output}: model.keras, learning_curves.png, report.json")
 
 

@@ -1,46 +1,315 @@
-"""The examples at their smallest, as a user runs them."""
+"""The examples at their smallest, as a user runs them; the data are made up, or tensorflow_datasets' own mock data."""
 
+import importlib
+import itertools
 import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
-import common
 import keras
-import keras_hub
+import numpy as np
 import pytest
-import text_classification
+import tensorflow_datasets as tfds
+from common import beam_search, data, report, training
+
+from keras_rdrop import recipes
+
+SCRIPTS = ["translation", "summarization", "language_modeling", "text_classification", "image_classification"]
+PREPARED = [name for name, recipe in recipes.RECIPES.items() if recipe.tfds]
+TEXTS = ["a good film", "the bad movie", "good movie", "bad film"] * 40
 
 
-@pytest.fixture
-def snippets(monkeypatch):
-    texts = text_classification.np.array(["a good film", "the bad movie", "good movie", "bad film"] * 40)
-    labels = text_classification.np.array([1, 0, 1, 0] * 40)
-    monkeypatch.setattr(text_classification, "load_snippets", lambda: (texts, labels))
+def three_splits(*columns):
+    return dict.fromkeys(("train", "validation", "test"), columns)
 
 
-def test_text_classification(snippets, tmp_path, capsys):
-    text_classification.main(["--smoke", "--compare", "--output", str(tmp_path)])
+@pytest.fixture(autouse=True)
+def _small_data(monkeypatch):
+    """What would be fetched with pip."""
+    scripts = {name: importlib.import_module(name) for name in SCRIPTS}
+    labels = np.array([1, 0, 1, 0] * 40, "int32")
+    snippets = {"classification": (labels, ["negative", "positive"]), "regression": (labels * 2.0 - 1.0, None)}
+    monkeypatch.setattr(
+        scripts["text_classification"],
+        "load_snippets",
+        lambda task: (three_splits(TEXTS, snippets[task][0]), snippets[task][1]),
+    )
+    monkeypatch.setattr(scripts["translation"], "load_messages", lambda *_: three_splits(TEXTS, TEXTS[::-1]))
+    monkeypatch.setattr(scripts["summarization"], "load_docstrings", lambda: three_splits(TEXTS, TEXTS))
+    images = np.random.default_rng(0).integers(0, 256, (160, 28, 28, 1)).astype("uint8")
+    load_images = scripts["image_classification"].load_images
+    monkeypatch.setattr(
+        scripts["image_classification"],
+        "load_images",
+        lambda args: load_images(args) if args.dataset else (three_splits(images, labels), ["0", "1"]),
+    )
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def run(script, *argv):
+    importlib.import_module(script).main(["--smoke", *map(str, argv)])
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        # Compiling `generate` takes most of a minute on JAX.
+        pytest.param(name, marks=pytest.mark.slow if name in ("summarization", "language_modeling") else [])
+        for name in SCRIPTS
+    ],
+)
+def test_smoke(script, tmp_path, capsys):
+    compare = ["--compare", "--unlabelled", 32] if script == "text_classification" else []
+    run(script, "--output", tmp_path, *compare)
     printed = capsys.readouterr().out
+    if compare:  # 64 rows with labels, and for R-Drop 32 without
+        assert re.findall(r"(.*): 1 epochs of (\d+) steps", printed) == [("plain", "2"), ("R-Drop", "3")]
     assert "R-Drop" in printed
-    assert "seconds a step" in printed
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert [row[""] for row in report["results"]] == ["plain", "R-Drop"]
-    assert "divergence" in report["histories"]["R-Drop"]
-    assert "divergence" not in report["histories"]["plain"]
+    assert "The saved model" in printed
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert [row[""] for row in written["results"]] == ["plain", "R-Drop"][not compare :]
+    assert all(np.isfinite(value) for row in written["results"] for value in row.values() if value != row[""])
+    assert "divergence" in written["histories"]["R-Drop"]
+    assert written["peak_memory_gb"] > 0.1
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
-    restored = keras.models.load_model(tmp_path / "model.keras")
-    assert type(restored) is keras_hub.models.BertTextClassifier
+    keras.models.load_model(tmp_path / "model.keras", compile=False)
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_data_that_are_not_prepared(name, tmp_path):
+    recipe = recipes.RECIPES[name]
+    start = time.perf_counter()
+    with pytest.raises(SystemExit) as error:
+        importlib.import_module(recipe.task).main(
+            ["--recipe", name, "--data-dir", str(tmp_path), "--output", str(tmp_path / "run")]
+        )
+    assert time.perf_counter() - start < 2.0
+    command = re.search(r'python -c "(.*)"', str(error.value))[1]
+    assert command == f"import tensorflow_datasets as tfds; tfds.load('{recipe.tfds}', data_dir='{tmp_path}')"
+
+
+@pytest.mark.parametrize(
+    ("script", "recipe"), [("translation", "iwslt14-fr-en"), ("language_modeling", "wikitext-103")]
+)
+def test_data_that_tfds_does_not_have(script, recipe, tmp_path):
+    with pytest.raises(SystemExit, match="--text-dir"):
+        run(script, "--recipe", recipe, "--output", tmp_path)
+    with pytest.raises(SystemExit, match="There is no file .*--text-dir"):
+        run(script, "--recipe", recipe, "--output", tmp_path, "--text-dir", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PREPARED)
+def test_recipes_on_data_of_tfds(name, tmp_path):
+    """The real `tfds.load`, with data of the same form."""
+    recipe = recipes.RECIPES[name]
+    with tfds.testing.mock_data(num_examples=24):
+        run(recipe.task, "--recipe", name, "--output", tmp_path, "--steps", 2, "--rows", 16, "--test-rows", 4)
+    settings = json.loads((tmp_path / "report.json").read_text())["settings"]
+    assert settings["dataset"] == recipe.tfds
+    assert settings["learning_rate"] == (recipe.learning_rate or 2e-3)
+
+
+@pytest.mark.slow
+def test_wiki40b(tmp_path):
+    with tfds.testing.mock_data(num_examples=24):
+        run("language_modeling", "--dataset", "wiki40b/en", "--output", tmp_path, "--steps", 2)
+
+
+@pytest.mark.slow
+def test_data_prepared_on_disk(tmp_path):
+    """Nothing of tfds is mocked: its own reader, on files that it wrote."""
+    features = tfds.builder("glue/rte", data_dir=tmp_path).info.features
+    rows = [
+        {"sentence1": text, "sentence2": "a film", "label": index % 2, "idx": index} for index, text in enumerate(TEXTS)
+    ]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="glue", version="2.0.0", config="rte", features=features, data_dir=tmp_path,
+        split_datasets=dict.fromkeys(("train", "validation", "test"), rows),
+    )  # fmt: skip
+    run("text_classification", "--recipe", "glue-rte", "--data-dir", tmp_path, "--output", tmp_path, "--steps", 2)
+    assert (tmp_path / "model.keras").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["translation", "language_modeling"])
+def test_text_files(script, tmp_path):
+    names = [f"wiki.{part}.tokens" for part in ("train", "valid", "test")]
+    names += [f"{part}.{language}" for part in ("train", "valid", "test") for language in ("de", "en")]
+    for name in names:
+        (tmp_path / name).write_text("\n".join(TEXTS) + "\n")
+    recipe = {"translation": "iwslt14-de-en", "language_modeling": "wikitext-103"}[script]
+    run(script, "--recipe", recipe, "--text-dir", tmp_path, "--output", tmp_path, "--steps", 2)
+    assert (tmp_path / "report.json").exists()
+
+
+def test_a_recipe_sets_what_the_paper_used():
+    parse = importlib.import_module("summarization").parse_arguments
+    args, recipe = parse(["--recipe", "cnn-dailymail", "--epochs", "1"]), recipes.RECIPES["cnn-dailymail"]
+    for name in ("alpha", "dropout", "learning_rate", "schedule", "warmup_steps", "steps", "label_smoothing"):
+        assert getattr(args, name) == getattr(recipe, name)
+    assert args.batch_size * args.sequence_length == recipe.batch_tokens
+    assert parse(["--recipe", "cnn-dailymail", "--alpha", "2"]).alpha == 2.0
+    assert parse([]).dataset is None
+    optimizer = training.build_optimizer(args, args.steps)
+    assert isinstance(optimizer, keras.optimizers.AdamW)
+    assert (optimizer.weight_decay, optimizer.global_clipnorm) == (0.01, 0.1)
+
+
+def test_bleu_is_that_of_the_command_line(tmp_path, monkeypatch):
+    script = importlib.import_module("translation")
+    references = ["der Film war gut, und er war lang", 'das Buch war "alt" und 3.5 cm dick'] * 4
+    translations = [text.replace("war", "ist", index % 2) for index, text in enumerate(references)]
+    monkeypatch.setattr(script, "load_messages", lambda *_: three_splits(references, references))
+    monkeypatch.setattr(script, "translate", lambda *_: translations)
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
+    trained = lambda *arguments, **_: (model, [{"row": {"": "R-Drop", **arguments[4](model)}, "history": {}}])  # noqa: E731
+    monkeypatch.setattr(training, "train", trained)
+    run("translation", "--output", tmp_path, "--test-rows", 8)
+    written = json.loads((tmp_path / "report.json").read_text())
+    command = [sys.executable, "-m", "sacrebleu", tmp_path / "references.txt", "-i", tmp_path / "translations.txt"]
+    done = subprocess.run([*command, "-w", "6"], check=True, capture_output=True, text=True)
+    theirs = json.loads(done.stdout)
+    assert written["results"][0]["BLEU"] == pytest.approx(theirs["score"], abs=1e-6)
+    assert 20 < theirs["score"] < 90
+    assert written["signatures"]["BLEU"] == theirs["signature"]
+
+
+@pytest.mark.slow
+def test_regression(tmp_path):
+    run("text_classification", "--output", tmp_path, "--task", "regression")
+    (row,) = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert {"Pearson", "Spearman", "RMSE"} <= set(row)
+
+
+@pytest.mark.slow
+def test_resuming_goes_on_from_the_last_epoch(tmp_path, monkeypatch, capsys):
+    class Interruption(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    argv = ["--output", tmp_path, "--resume", "--epochs", 3, "--compare"]
+    callbacks = training._callbacks
+    monkeypatch.setattr(
+        training, "_callbacks", lambda args, arm: [*callbacks(args, arm), *[Interruption()] * (arm == "R-Drop")]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run("text_classification", *argv)
+    monkeypatch.setattr(training, "_callbacks", callbacks)
+    capsys.readouterr()
+    run("text_classification", *argv)
+    printed = capsys.readouterr().out
+    assert "plain: 3 epochs" not in printed  # it was finished
+    histories = json.loads((tmp_path / "report.json").read_text())["histories"]
+    assert {arm: len(history["loss"]) for arm, history in histories.items()} == {"plain": 3, "R-Drop": 1}
+
+
+@pytest.mark.slow
+def test_mixed_precision_and_tensorboard(tmp_path):
+    run("text_classification", "--output", tmp_path, "--mixed-precision", "--tensorboard")
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    assert list((tmp_path / "tensorboard" / "R-Drop").rglob("events.*"))
+
+
+@pytest.mark.slow
+def test_distribution(tmp_path):
+    """On two devices, in a process of its own: their number is set before the backend starts."""
+    code = """
+import sys
+if sys.argv[1] == "tensorflow":
+    import tensorflow as tf
+    cpu, = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.distribute.MirroredStrategy = lambda real=tf.distribute.MirroredStrategy: real(["CPU:0", "CPU:1"])
+import numpy as np, text_classification
+texts, labels = ["a good film", "the bad movie"] * 80, np.array([1, 0] * 80, "int32")
+splits = dict.fromkeys(("train", "validation", "test"), (texts, labels))
+text_classification.load_snippets = lambda task: (splits, ["negative", "positive"])
+text_classification.main(["--smoke", "--distribute", "--output", sys.argv[2]])
+"""
+    backend = keras.backend.backend()
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[2] / "examples")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, backend, tmp_path], env=environment, capture_output=True, text=True, check=False
+    )
+    if backend == "torch":
+        assert done.returncode == 1
+        assert "not there on PyTorch yet" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "report.json").exists()
+
+
+def test_beam_search_finds_what_trying_everything_finds(rng):
+    length, tokens, beams = 4, 4, 64  # as many beams as there are sequences: nothing is pruned
+    start, end = 0, 1
+    table = np.log(rng.dirichlet(np.ones(tokens), (2, tokens, length)))  # of a row, by the last token and the place
+
+    def log_probabilities(prefixes, step):
+        rows = np.arange(len(prefixes)) // beams
+        return table[rows, prefixes[:, step], step]
+
+    found = beam_search.beam_search(log_probabilities, 2, length, beams, start, end)
+    for row in range(2):
+        best = (-np.inf, None)
+        for words in range(length):
+            for sequence in itertools.product((2, 3), repeat=words):
+                path = [start, *sequence, end]
+                score = sum(table[row, path[i], i, path[i + 1]] for i in range(words + 1)) / (words + 1)
+                best = max(best, (score, list(sequence)))
+        assert found[row] == best[1]
+
+
+def test_expected_calibration_error(rng):
+    probabilities = rng.dirichlet(np.ones(3), 500)
+    labels = rng.integers(0, 3, 500)
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        inside = [row for row in range(500) if low <= probabilities[row].max() < low + 1 / 15]
+        if inside:
+            accuracy = np.mean([probabilities[row].argmax() == labels[row] for row in inside])
+            expected += len(inside) / 500 * abs(accuracy - np.mean([probabilities[row].max() for row in inside]))
+    assert report.expected_calibration_error(probabilities, labels) == pytest.approx(expected)
+
+
+def test_smoothed_crossentropy_is_that_of_keras_on_one_hot_targets(rng):
+    logits = rng.normal(size=(4, 6, 9)).astype("float32")
+    targets = rng.integers(0, 9, (4, 6))
+    expected = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(np.eye(9)[targets], logits)
+    np.testing.assert_allclose(training.SmoothedCrossentropy(0.1)(targets, logits), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("decay", "middle", "end"),
+    [("cosine", 0.5, 0), ("linear", 0.5, 0), ("inverse_sqrt", 0.4264, 0.3162), ("constant", 1, 1)],
+)
+def test_warm_up(decay, middle, end):
+    schedule = training.WarmUp(2.0, 10, 100, decay)
+    values = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(values, [0, 1, 2, 2 * middle, 2 * end], atol=1e-4)
 
 
 def test_fetch_package_offline_says_what_to_do_and_leaves_no_trace(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "CACHE", tmp_path)
+    monkeypatch.setattr(data, "CACHE", tmp_path)
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(RuntimeError, match="Could not download no-such-package==1.0"):
-        common.fetch_package("no-such-package==1.0", "0" * 64)
+        data.fetch_package("no-such-package==1.0", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_fetch_package_reads_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "CACHE", tmp_path)
+    monkeypatch.setattr(data, "CACHE", tmp_path)
     (tmp_path / f"package==1.0-{'0' * 12}").mkdir()
-    assert common.fetch_package("package==1.0", "0" * 64) == tmp_path / f"package==1.0-{'0' * 12}"
+    assert data.fetch_package("package==1.0", "0" * 64) == tmp_path / f"package==1.0-{'0' * 12}"

@@ -1,0 +1,1 @@
+"""What the examples share: arguments, data, training, and the report at the end."""

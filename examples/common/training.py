@@ -1,0 +1,165 @@
+"""Training the arms of a comparison: plain and R-Drop, with the same seed, data and schedule."""
+
+import json
+import math
+import shutil
+import statistics
+import time
+
+import keras
+from keras import ops
+
+from common import cli
+from keras_rdrop import RDropModel
+
+
+def train(args, build, data, loss, score, metrics=(), **rdrop):
+    """Trains R-Drop, and with `--compare` the plain model before it.
+
+    Args:
+        args: The arguments of the command line.
+        build: Function without arguments that builds the functional `keras.Model` or KerasHub task to train.
+        data: Dict of `"train"` and `"validation"` to what `as_batches` returned; under the name of an arm, what that
+            arm trains on instead.
+        loss: The `keras.losses.Loss`.
+        score: Function from the trained model to a dict of its test scores.
+        metrics: Names of metrics to log.
+        **rdrop: More arguments of `RDropModel`.
+
+    Returns:
+        A tuple: the model of the last arm as `build` built it, and the list of the arms' results.
+    """
+    results = []
+    for arm in ["plain", "R-Drop"] if args.compare else ["R-Drop"]:
+        finished = args.output / f"{arm}.json"
+        if arm == "plain" and args.resume and finished.exists():
+            results.append(json.loads(finished.read_text()))
+            continue
+        keras.utils.set_random_seed(args.seed)
+        batches = data.get(arm, data["train"])
+        steps_per_epoch = count_steps(batches, args)
+        epochs = math.ceil(args.steps / steps_per_epoch) if args.steps else args.epochs
+        print(f"\n{arm}: {epochs} epochs of {steps_per_epoch} steps", flush=True)
+        with cli.distribution_scope(args):
+            built = build()
+            # Of a task, the network without its preprocessor: the data are preprocessed already.
+            network = keras.Model(built.input, built.output)
+            model = RDropModel(network, alpha=args.alpha, **rdrop) if arm == "R-Drop" else network
+            model.compile(build_optimizer(args, epochs * steps_per_epoch), loss, metrics=list(metrics))
+        timer = StepTimer()
+        start = time.perf_counter()
+        history = model.fit(
+            **_fit_arguments(batches, args),
+            validation_data=data["validation"],
+            epochs=epochs,
+            callbacks=[timer, *_callbacks(args, arm)],
+        ).history
+        seconds = time.perf_counter() - start
+        row = {"": arm, **score(built), "seconds a step": timer.median, "seconds": seconds}
+        results.append({"row": row, "history": history})
+        finished.write_text(json.dumps(results[-1], indent=2, default=float))
+    return built, results
+
+
+def count_steps(batches, args):
+    """Steps an epoch; of a stream of unknown length, at most 1,000 of `--steps`."""
+    if isinstance(batches, tuple):
+        return math.ceil(len(keras.tree.flatten(batches)[0]) / args.batch_size)
+    steps = int(batches.cardinality()) if hasattr(batches, "cardinality") else len(batches)
+    if steps < 0 and not args.steps:
+        raise SystemExit("This data set is a stream of unknown length: say how long to train with --steps.")
+    return steps if steps > 0 else min(args.steps, 1000)
+
+
+def _fit_arguments(batches, args):
+    if isinstance(batches, tuple):
+        return {**dict(zip(("x", "y", "sample_weight"), batches, strict=False)), "batch_size": args.batch_size}
+    if hasattr(batches, "cardinality") and int(batches.cardinality()) < 0:
+        return {"x": batches.repeat(), "steps_per_epoch": count_steps(batches, args)}
+    return {"x": batches}
+
+
+def _callbacks(args, arm):
+    backup = args.output / f"backup-{arm}"
+    if args.resume:
+        yield keras.callbacks.BackupAndRestore(backup)
+    else:
+        shutil.rmtree(backup, ignore_errors=True)
+    if args.tensorboard:
+        yield keras.callbacks.TensorBoard(args.output / "tensorboard" / arm)
+
+
+def build_optimizer(args, steps):
+    """The optimizer with a linear warm-up to the peak of the learning rate and a decay over the rest of `steps`."""
+    warmup_steps = args.warmup_steps if args.warmup_steps is not None else max(1, steps // 10)
+    schedule = WarmUp(args.learning_rate, warmup_steps, steps, args.schedule)
+    optimizer = getattr(keras.optimizers, args.optimizer)
+    return optimizer(learning_rate=schedule, **args.optimizer_arguments)
+
+
+@keras.saving.register_keras_serializable("examples")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up, then one of the decays that the paper's code bases use; Keras itself warms up a cosine only."""
+
+    def __init__(self, peak, warmup_steps, steps, decay):
+        self.peak = peak
+        self.warmup_steps = warmup_steps
+        self.steps = steps
+        self.decay = decay
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        start = max(self.warmup_steps, 1)
+        progress = ops.clip((step - start) / max(self.steps - start, 1), 0.0, 1.0)
+        decayed = {
+            "cosine": lambda: 0.5 * (1.0 + ops.cos(math.pi * progress)),
+            "linear": lambda: 1.0 - progress,
+            "inverse_sqrt": lambda: ops.sqrt(start / ops.maximum(step, start)),
+            "constant": lambda: ops.ones_like(step),
+        }[self.decay]()
+        return self.peak * ops.where(step < self.warmup_steps, step / start, decayed)
+
+    def get_config(self):
+        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps, "decay": self.decay}
+
+
+@keras.saving.register_keras_serializable("examples")
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Cross-entropy of integer targets with label smoothing, from logits.
+
+    `keras.losses.CategoricalCrossentropy(label_smoothing=...)` wants one-hot targets, which for a vocabulary are as
+    large as the logits.
+    """
+
+    def __init__(self, label_smoothing, name="smoothed_crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        log_probabilities = ops.log_softmax(ops.cast(y_pred, "float32"), axis=-1)
+        targets = ops.expand_dims(ops.cast(y_true, "int32"), -1)
+        of_target = ops.squeeze(ops.take_along_axis(log_probabilities, targets, axis=-1), -1)
+        of_all = ops.mean(log_probabilities, axis=-1)
+        return -(1.0 - self.label_smoothing) * of_target - self.label_smoothing * of_all
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+class StepTimer(keras.callbacks.Callback):
+    """Measures the median seconds of a training step, leaving out the first, which compiles."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        float(logs["loss"])  # waits for the step to end where the backend runs ahead
+        self.seconds.append(time.perf_counter() - self._start)
+
+    @property
+    def median(self):
+        return statistics.median(self.seconds[1:] or self.seconds or [float("nan")])

@@ -1,0 +1,105 @@
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from keras_rdrop import recipes
+from keras_rdrop.recipes import RECIPES, convert_alpha
+
+NUMBERS = [
+    "alpha",
+    "dropout",
+    "optimizer",
+    "optimizer_arguments",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "batch_size",
+    "batch_tokens",
+    "steps",
+    "label_smoothing",
+    "baseline",
+    "rdrop",
+]
+
+
+def test_the_data_sets_of_the_paper():
+    families = [recipe.task for recipe in RECIPES.values()]
+    assert {family: families.count(family) for family in families} == {
+        "translation": 10,
+        "summarization": 1,
+        "language_modeling": 1,
+        "text_classification": 8,
+        "image_classification": 2,
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_number_has_a_source_and_every_source_a_number(name):
+    recipe = RECIPES[name]
+    assert set(recipe.sources) == {field for field in NUMBERS if getattr(recipe, field) is not None}
+    for results in (recipe.baseline, recipe.rdrop):
+        assert results is None or len(results) == len(recipe.metric)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.alpha = 1.0
+
+
+def kl_sums(logits):
+    """Sum over the classes of KL(P1 || P2) and KL(P2 || P1), a row each."""
+    log_p, log_q = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1), (np.exp(log_q) * (log_q - log_p)).sum(-1)
+
+
+# The losses of the other codebases as they compute them, from the cross-entropies of both passes and both KL, a row
+# each, and their alpha. `ce` has the same rows in both passes: some codes count one pass only.
+CODES = {
+    "fairseq": lambda ce, kl, a, c: (2 * ce).mean() + a * (kl[0] + kl[1]).mean() / 2,
+    "official-bert": lambda ce, kl, a, c: 2 * ce.mean() + a * (kl[0].sum() + kl[1].sum()) / 2,
+    "official-roberta": lambda ce, kl, a, c: 0.5 * ce.mean() + a * (kl[0].sum() + kl[1].sum()) / 2,
+    "official-vit": lambda ce, kl, a, c: 2 * ce.mean() + a * (kl[0].sum() + kl[1].sum()),
+    "official-readme": lambda ce, kl, a, c: 0.5 * 2 * ce.mean() + a * (kl[0].sum() + kl[1].sum()) / 2,
+    "bojone": lambda ce, kl, a, c: ce.mean() + a * (kl[0] + kl[1]).mean() / 4,
+    "bert4torch": lambda ce, kl, a, c: ce.mean() + a * (kl[0] / c + kl[1] / c).mean() / 4,
+}
+
+
+@pytest.mark.parametrize("source", CODES)
+@pytest.mark.parametrize(("batch_size", "classes"), [(4, 3), (7, 10)])
+def test_convert_alpha_against_the_other_codes(source, batch_size, classes, rng):
+    ce = rng.random(batch_size)
+    kl = kl_sums(rng.normal(size=(2, batch_size, classes)))
+    theirs = CODES[source](ce, kl, 0.5, classes)
+    alpha = convert_alpha(0.5, source, batch_size=batch_size, classes=classes)
+    ours = (2 * ce + alpha * (kl[0] + kl[1]) / 2).mean()
+    # The same loss up to a factor, which is that of the cross-entropy alone.
+    scale = 2 * ce.mean() / CODES[source](ce, kl, 0.0, classes)
+    np.testing.assert_allclose(theirs * scale, ours, rtol=1e-12)
+
+
+def test_convert_alpha_says_what_is_missing():
+    with pytest.raises(ValueError, match="Expected `source` to be one of .*'bojone'.*Received: source='mine'"):
+        convert_alpha(1.0, "mine")
+    with pytest.raises(ValueError, match="Expected `batch_size` to be.*'official-vit'.*Received: batch_size=None"):
+        convert_alpha(1.0, "official-vit")
+    with pytest.raises(ValueError, match="Expected `classes` to be a positive.*'bert4torch'.*Received: classes=0"):
+        convert_alpha(1.0, "bert4torch", classes=0)
+    assert convert_alpha(5.0, "fairseq") == 5.0
+
+
+def test_the_table_lists_every_recipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    recipes.main()
+    printed = capsys.readouterr().out
+    for name in RECIPES:
+        assert name in printed
+    assert "not stated" in printed
+    assert "0.1, 0.5, 1" in printed
+
+
+def test_the_command_warns_of_nothing():
+    command = [sys.executable, "-m", "keras_rdrop.recipes"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "RuntimeWarning" not in done.stderr
+    assert "cifar100" in done.stdout

@@ -195,7 +195,7 @@ class FusedTerms:
         """Whether the shapes are the usual ones; to others, Keras has its own answer."""
         shape = tuple(y_pred.shape[:-1]) if self.is_sparse else tuple(y_pred.shape)
         usual = (shape, (*shape, 1)) if self.is_sparse else (shape,)
-        return len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
+        return y_true is not None and len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
 
     def __call__(
         self, y_true: Tensor, targets: Tensor, y_pred: Tensor, weights: Tensor, loss_weights: Tensor

@@ -7,6 +7,9 @@ and a bar for the mean over the passes,
     k_i     = sum_c p_i (l_i - l_bar),      D = 1 / (m - 1) * sum_i k_i,
     dD/dz_i = 1 / (m - 1) * [p_i (l_i - l_bar - k_i) + p_i - p_bar].
 
+Near agreement D is of the second order in the differences of the `l_i`, but a sum of terms of the first. So its
+rounding error is relative to those differences, where that of `divergences.symmetric_kl` is relative to D.
+
 How it is worked off is what differs between the backends. XLA (JAX, and TensorFlow when Keras compiles) fuses
 expressions over the whole array. PyTorch runs one operation at a time, so there chunks that stay in the cache go
 through all of them, in place where Python's `+=` is in place for tensors.
@@ -21,8 +24,8 @@ from keras import ops
 from keras_rdrop.divergences import Tensor, at_least_float32
 
 _BACKEND = keras.backend.backend()
-# Bytes of float32 logits in a chunk, on PyTorch: of the order of a CPU's L2 cache; on a GPU it only bounds the memory.
-_CHUNK_CPU, _CHUNK_GPU = 2**20, 2**27
+# Bytes of float32 logits in a chunk, on PyTorch: some fit the cache of a CPU; on a GPU this only bounds the memory.
+_CHUNK_CPU, _CHUNK_GPU = 2**22, 2**27
 
 
 def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -131,8 +134,7 @@ def _centered(x: Tensor) -> Tensor:
     """`x` minus its mean over the passes: exactly 0 where all passes are equal."""
     if _flips(x):
         return (x - ops.flip(x, axis=1)) / 2
-    if x.shape[1] > 2:  # a mean of more than two equal numbers is rounded
-        x = x - x[:, :1]
+    x = x - x[:, :1]  # before the mean, whose rounding would be relative to `x` and not to the differences
     return x - ops.mean(x, axis=1, keepdims=True)
 
 

@@ -220,7 +220,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         total = self.base.count_params()
         return (
             f"{title}:\n"
-            f"  once a row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters ({shared / total:.1%})\n"
+            f"  once a row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters\n"
             f"  once a pass: all that follows {', '.join(found.frontier) or 'no layer, for none is random'}"
         )
 

@@ -103,7 +103,7 @@ class OutputLoss(keras.losses.Loss):
         if self.unlabelled is not None:
             targets, sample_weight = _without_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
         if self.fused is not None and self.fused.takes(y_true, y_pred):
-            loss, divergence = self.fused(y_true, targets, y_pred, weights, sample_weight)
+            loss, divergence = self.fused(y_true, targets, y_pred, sample_weight, weights)
         else:
             loss = self.loss(targets, y_pred, sample_weight)
             divergence = None if self.divergence is None else self.divergence(y_true, y_pred, weights)
@@ -198,9 +198,9 @@ class FusedTerms:
         return y_true is not None and len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
 
     def __call__(
-        self, y_true: Tensor, targets: Tensor, y_pred: Tensor, weights: Tensor, loss_weights: Tensor
+        self, y_true: Tensor, targets: Tensor, y_pred: Tensor, weights_of_loss: Tensor, weights_of_divergence: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss and the divergence, each with its own weights; `targets` has labels only, `y_true` all."""
+        """The loss of `targets`, which are `y_true` without the markers of unlabelled elements, and the divergence."""
         rows = ops.shape(y_pred)[:-1]
         valid = None
         if self.ignore_class is not None:
@@ -213,8 +213,8 @@ class FusedTerms:
             self.label_smoothing,
         )
         losses, divergences = (self._with_mask_of(y_pred, ops.reshape(term, rows)) for term in ops.unstack(terms, 2))
-        loss = self.loss(losses if valid is None else valid, losses, loss_weights)
-        divergence = self.divergence(divergences if valid is None else valid, divergences, weights)
+        loss = self.loss(losses if valid is None else valid, losses, weights_of_loss)
+        divergence = self.divergence(divergences if valid is None else valid, divergences, weights_of_divergence)
         return loss, _mean_over_passes(divergence, self.divergence.reduction, self.passes)
 
 

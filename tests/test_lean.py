@@ -113,6 +113,17 @@ def test_extremes(passes, rng):
     assert np.all(np.isfinite(ops.convert_to_numpy(gradient)))
 
 
+def test_passes_that_nearly_agree(rng):
+    """The error is a few float32 roundings of the largest difference of the logits; D is of its square."""
+    first = rng.normal(size=(64, 101)).astype("float32")
+    for difference in (1e-2, 1e-4):
+        logits = np.stack([first, first + difference * rng.normal(size=first.shape).astype("float32")], axis=1)
+        divergence = lean.cross_entropy_and_symmetric_kl(np.zeros((64, 2), "int32"), logits)[1, :, 0]
+        expected = reference.symmetric_kl(logits[:, 0], logits[:, 1])
+        bound = 3e-7 * np.abs(logits[:, 0] - logits[:, 1]).max()
+        np.testing.assert_allclose(ops.convert_to_numpy(divergence), expected, rtol=0, atol=bound)
+
+
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(

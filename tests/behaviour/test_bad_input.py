@@ -163,8 +163,9 @@ def compiled(base=one_output, loss=SCE, **options):
     return model
 
 
-def stops(x, y, loss=SCE):
-    history = compiled(loss=loss).fit(x, y, epochs=3, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
+def stops(x, y, loss=SCE, sample_weight=None):
+    callbacks = [keras.callbacks.TerminateOnNaN()]
+    history = compiled(loss=loss).fit(x, y, sample_weight=sample_weight, epochs=3, verbose=0, callbacks=callbacks)
     assert len(history.epoch) == 1
     assert np.isnan(history.history["loss"][0])
 
@@ -194,15 +195,7 @@ def _(x, y):
 
 @accepted("sample_weight: NaN", "loss is NaN; TerminateOnNaN stops")
 def _(x, y):
-    history = compiled().fit(
-        x,
-        y,
-        sample_weight=np.full(8, np.nan),
-        epochs=3,
-        verbose=0,
-        callbacks=[keras.callbacks.TerminateOnNaN()],
-    )
-    assert len(history.epoch) == 1
+    stops(x, y, sample_weight=np.full(8, np.nan))
 
 
 @accepted("x: integers for floats", "cast, as Keras does")

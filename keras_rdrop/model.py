@@ -9,7 +9,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop import graph, objective, preprocessing, randomness
+from keras_rdrop import graph, objective, pairing, preprocessing, randomness
 from keras_rdrop.divergences import Tensor
 
 
@@ -89,7 +89,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         _check_no_state(base)
         _check_alpha(alpha)
         _check_passes(passes)
-        objective.check_divergence(divergence)
+        pairing.check_divergence(divergence)
         if not isinstance(share_prefix, bool):
             raise ValueError(f"Expected `share_prefix` to be a bool. Received: share_prefix={share_prefix!r}")
         if unlabelled is not None and not _is_finite(unlabelled):
@@ -105,15 +105,14 @@ class RDropModel(preprocessing.PreprocessingModel):
         self.unlabelled = unlabelled
         self.share_prefix = share_prefix
         self.divergence_tracker = keras.metrics.Mean(name="divergence")
-        self._recorder = objective.Recorder(self.passes)
+        self._step = objective.TrainingStep(self.passes)
         self._training_graph: graph.TrainingGraph | None = None
-        self._step_alpha: float | Tensor | None = None
         self._randomness_checked = False
         if base.built:  # nothing is left to build, and a loaded model can restore its optimizer
             self.built = True
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        in_train_step = self._step_alpha is not None and training
+        in_train_step = self._step.alpha is not None and training
         model = self._training_graph.model if self._training_graph and in_train_step else self.base
         return model(inputs, training=training, **kwargs)
 
@@ -127,9 +126,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         """
         if loss is None:
             raise ValueError("Expected `loss` in `compile()`: the divergence follows from it. Received: loss=None")
-        with_divergence = objective.with_divergence(
-            loss, self.divergence, loss_weights, self._recorder, self.unlabelled
-        )
+        with_divergence = pairing.with_divergence(loss, self.divergence, loss_weights, self._step, self.unlabelled)
         super().compile(optimizer, with_divergence, loss_weights, *args, **kwargs)
         self.loss = loss
 
@@ -150,27 +147,24 @@ class RDropModel(preprocessing.PreprocessingModel):
         if self._training_graph is None:
             x = self._repeat_rows(x)
         data = keras.utils.pack_x_y_sample_weight(x, self._repeat_rows(y), self._repeat_rows(sample_weight))
-        self._step_alpha = self._alpha_at_iteration(*state)
-        try:
+        with self._step.running(self._alpha_at_iteration(*state)):
             return super().train_step(*state, data)
-        finally:
-            self._step_alpha = None
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        if self._step_alpha is None:
+        if self._step.alpha is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        with self._recorder.recording() as divergences:
-            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        divergence = sum(divergences)
+        self._step.divergences.clear()
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        divergence = sum(self._step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]
         self.divergence_tracker.update_state(self._over_replicas(divergence), sample_weight=rows)
-        return loss + self._step_alpha / 2 * divergence
+        return loss + self._step.alpha / 2 * divergence
 
     def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
-        if self._step_alpha is None:  # evaluation reports what the base alone would
+        if self._step.alpha is None:  # evaluation reports what the base alone would
             results.pop(self.divergence_tracker.name)
         return results
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
-# A layer that keeps a seed generator at any rate tells by these that it does not use it.
-_RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
+# A layer tells by these whether it draws: some hold a seed generator at rate 0, some draw without one.
+_RATES = ("rate", "drop_prob", "dropout", "recurrent_dropout", "stddev")
 
 # Keras layers that run code from elsewhere.
 _FOREIGN_CODE = tuple(
@@ -18,9 +18,9 @@ _FOREIGN_CODE = tuple(
 def stochastic_layers(model: keras.Layer) -> list[keras.Layer]:
     """The layers of `model` and itself, at any depth, that draw random numbers in training.
 
-    A layer counts when it holds a `keras.random.SeedGenerator`, unless all its rates are 0.
+    A layer counts when one of its rates is above 0, or when it has no rate and holds a `keras.random.SeedGenerator`.
     """
-    return [layer for layer in all_layers(model) if _held_by(layer, keras.random.SeedGenerator) and _is_active(layer)]
+    return [layer for layer in all_layers(model) if _draws(layer)]
 
 
 def may_be_random(operation: Any) -> bool:
@@ -35,13 +35,18 @@ def may_be_random(operation: Any) -> bool:
 
 
 def _is_foreign(layer: keras.Layer) -> bool:
-    package = type(layer).__module__.split(".")[0]
+    package, _ = _origin(layer)
     return package not in ("keras", "keras_hub") or isinstance(layer, _FOREIGN_CODE)
+
+
+def _origin(layer: keras.Layer) -> tuple[str, str]:
+    """The package and the name of a layer's class."""
+    return type(layer).__module__.split(".")[0], type(layer).__name__
 
 
 def shares_noise(layer: keras.Layer) -> bool:
     """Whether a layer draws one noise for all rows of a batch, and so the same for all passes over a row."""
-    if isinstance(layer, keras.layers.RandomCrop):
+    if isinstance(layer, keras.layers.RandomCrop) or _origin(layer) == ("keras_cv", "StochasticDepth"):
         return True
     noise_shape = getattr(layer, "noise_shape", None)
     return noise_shape is not None and bool(noise_shape[0] == 1)
@@ -74,7 +79,7 @@ def _held_by(layer: keras.Layer, kind: type) -> list[Any]:
     return found
 
 
-def _is_active(layer: keras.Layer) -> bool:
+def _draws(layer: keras.Layer) -> bool:
     rates = [getattr(layer, name, None) for name in _RATES]
     rates = [rate for rate in rates if isinstance(rate, (int, float))]
-    return any(rates) or not rates
+    return any(rates) if rates else bool(_held_by(layer, keras.random.SeedGenerator))

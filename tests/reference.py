@@ -1,8 +1,7 @@
-"""The paper's formulas in NumPy and float64, written from the paper alone, and a layer whose noise is known."""
+"""The paper's formulas in NumPy and float64, written from the paper alone."""
 
 import itertools
 
-import keras
 import numpy as np
 
 
@@ -58,18 +57,3 @@ def numerical_gradient(function, value, step=1e-6):
         shift[index] = step
         gradient[index] = (function(value + shift) - function(value - shift)) / (2 * step)
     return gradient
-
-
-class KnownNoise(keras.layers.Layer):
-    """Multiplies row i of a training batch by noise[i]: dropout whose masks the reference can see."""
-
-    def __init__(self, noise, **kwargs):
-        super().__init__(**kwargs)
-        self.noise = noise
-        self.supports_masking = True
-        self.seed_generator = keras.random.SeedGenerator(0)  # what a layer that is random holds
-
-    def call(self, inputs, training=None):
-        if not training:
-            return inputs
-        return inputs * keras.ops.convert_to_tensor(self.noise, dtype=inputs.dtype)

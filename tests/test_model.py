@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from known_noise import KnownNoise
 
 from keras_rdrop import RDropModel, divergences
 
@@ -49,7 +50,7 @@ def test_loss_and_gradients_equal_the_paper(passes, steps, masked, weighted, rng
 
     inputs = keras.Input(x.shape[1:])
     hidden = keras.layers.Masking()(inputs) if masked else inputs
-    hidden = reference.KnownNoise(noise.reshape(-1, *noise.shape[2:]))(hidden)
+    hidden = KnownNoise(noise.reshape(-1, *noise.shape[2:]))(hidden)
     base = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
     model = RDropModel(base, alpha=alpha, passes=passes)
     model.compile(keras.optimizers.SGD(1.0), sparse_ce())
@@ -162,7 +163,7 @@ def test_divergence_is_that_of_the_passes_of_the_same_row(rng):
     """With a known noise, more than one row, and a loss other than cross-entropy."""
     x, noise = rng.normal(size=(3, 4)), rng.uniform(size=(6, 4))
     inputs = keras.Input((4,))
-    model = RDropModel(keras.Model(inputs, reference.KnownNoise(noise)(inputs)))
+    model = RDropModel(keras.Model(inputs, KnownNoise(noise)(inputs)))
     model.compile("sgd", "mse")
     logs = model.train_on_batch(x, np.zeros((3, 4)), return_dict=True)
     expected = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean()
@@ -187,7 +188,7 @@ def test_sum_reduction_is_the_mean_over_passes_of_the_sum(passes, rng):
 def test_several_outputs_weigh_the_divergence_as_the_loss(rng):
     x, noise = rng.normal(size=(4, 3)), rng.uniform(size=(8, 3))
     inputs = keras.Input((3,))
-    noisy = reference.KnownNoise(noise)(inputs)
+    noisy = KnownNoise(noise)(inputs)
     base = keras.Model(inputs, {"a": noisy, "b": 2.0 * noisy, "c": 3.0 * noisy})
     model = RDropModel(base, alpha=2.0, divergence={"a": "auto", "b": "mean_squared_difference", "c": None})
     loss = {"a": "mse", "b": "mae", "c": "mse"}

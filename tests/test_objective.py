@@ -1,57 +1,17 @@
-"""Which divergence goes with which loss, and what is left out of it."""
+"""The loss and the divergence of one output: what is left out of them, and both computed together."""
 
 import keras
 import numpy as np
 import pytest
 import reference
+from known_noise import KnownNoise, train
 
 from keras_rdrop import RDropModel, lean
-from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
-from keras_rdrop.objective import FusedTerms, PassDivergence, Recorder, with_divergence
+from keras_rdrop.divergences import MeanSquaredDifference, SymmetricKL
+from keras_rdrop.objective import FusedTerms, PassDivergence, TrainingStep
+from keras_rdrop.pairing import with_divergence
 
 L = keras.losses
-
-
-@pytest.mark.parametrize(
-    ("loss", "expected", "from_logits"),
-    [
-        ("categorical_crossentropy", SymmetricKL, False),
-        ("sparse_categorical_crossentropy", SymmetricKL, False),
-        ("SparseCategoricalCrossentropy", SymmetricKL, False),
-        (L.sparse_categorical_crossentropy, SymmetricKL, False),
-        (L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0), SymmetricKL, True),
-        (L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), SymmetricKL, True),
-        (L.CategoricalFocalCrossentropy(), SymmetricKL, False),
-        ("binary_crossentropy", BernoulliSymmetricKL, False),
-        (L.BinaryCrossentropy(from_logits=True), BernoulliSymmetricKL, True),
-        (L.BinaryFocalCrossentropy(from_logits=True), BernoulliSymmetricKL, True),
-        ("mse", MeanSquaredDifference, None),
-        ("mae", MeanSquaredDifference, None),
-        (L.MeanAbsolutePercentageError(), MeanSquaredDifference, None),
-        (L.MeanSquaredLogarithmicError(), MeanSquaredDifference, None),
-        (L.Huber(), MeanSquaredDifference, None),
-        (L.LogCosh(), MeanSquaredDifference, None),
-    ],
-)
-def test_auto(loss, expected, from_logits):
-    divergence = with_divergence(loss, "auto", None, Recorder(2)).divergence.divergence
-    assert type(divergence) is expected
-    assert divergence.get_config().get("from_logits") is from_logits
-
-
-def test_auto_takes_axis_and_reduction_of_the_loss():
-    loss = L.CategoricalCrossentropy(axis=1, reduction="mean_with_sample_weight")
-    output_loss = with_divergence(loss, "auto", None, Recorder(2))
-    assert output_loss.divergence.divergence.get_config()["axis"] == 1
-    assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
-
-
-def train(loss, x, y, noise, divergence="auto", passes=2, sample_weight=None, unlabelled=None):
-    inputs = keras.Input(x.shape[1:])
-    base = keras.Model(inputs, reference.KnownNoise(noise)(inputs))
-    model = RDropModel(base, passes=passes, divergence=divergence, unlabelled=unlabelled)
-    model.compile(keras.optimizers.SGD(0.0), loss)
-    return model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
 
 
 def test_ignored_classes_are_left_out(rng):
@@ -87,44 +47,6 @@ def test_any_keras_loss_is_a_divergence(rng):
     passes = [x * noise[i::3] for i in range(3)]
     expected = reference.over_pairs(lambda p, q: np.mean(p * q**2, axis=-1), passes)
     np.testing.assert_allclose(logs["divergence"], expected.mean(), rtol=1e-4)
-
-
-def test_a_function_as_loss_is_what_keras_makes_of_it(rng):
-    """Targets (B,) and predictions (B, 1) are brought to the same rank, as for any Keras loss."""
-    x, noise, y = rng.normal(size=(4, 1)), rng.uniform(size=(8, 1)), rng.normal(size=4)
-
-    def loss(y_true, y_pred):
-        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
-
-    logs = train(loss, x, y, noise, divergence="mean_squared_difference")
-    expected = train("mse", x, y, noise)
-    np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("shape", "targets", "meant"),
-    [
-        ((4, 1), (4, 1), "binary_crossentropy"),
-        ((4, 3, 1), (4, 3, 1), "binary_crossentropy"),
-        ((4, 5), (4,), "sparse_categorical_crossentropy"),
-        ((4, 5), (4, 1), "sparse_categorical_crossentropy"),
-        ((4, 1, 5), (4, 1), "sparse_categorical_crossentropy"),
-        ((4, 5), (4, 5), "categorical_crossentropy"),
-        ((4, 1, 5), (4, 1, 5), "categorical_crossentropy"),
-        ((4, 2), (4, 2), "categorical_crossentropy"),
-    ],
-)
-@pytest.mark.parametrize("name", ["crossentropy", "CE"])
-def test_crossentropy_follows_from_the_shapes(name, shape, targets, meant, rng):
-    x, noise = rng.uniform(0.2, 0.8, size=shape), rng.uniform(0.5, 1, size=(8, *shape[1:]))
-    y = rng.integers(0, 2, targets)
-    expected, logs = (train(loss, x, y, noise) for loss in (meant, name))
-    np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-6)
-
-
-def test_a_divergence_beside_a_loss_that_knows_no_logits():
-    divergence = SymmetricKL(from_logits=True)
-    assert with_divergence("mse", divergence, None, Recorder(2)).divergence.divergence is divergence
 
 
 def test_ignored_classes_do_not_bring_half_precision():
@@ -189,7 +111,7 @@ def test_the_fused_terms_are_those_of_the_loss_and_of_the_divergence(loss, reduc
         keras_loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored, reduction=reduction)
 
     inputs = keras.Input(x.shape[1:])
-    base = keras.Model(inputs, reference.KnownNoise(noise)(keras.layers.Masking()(inputs)))
+    base = keras.Model(inputs, KnownNoise(noise)(keras.layers.Masking()(inputs)))
     logs, calls = [], []
     terms = lean.cross_entropy_and_symmetric_kl
     monkeypatch.setattr(lean, "cross_entropy_and_symmetric_kl", lambda *args: calls.append(1) or terms(*args))
@@ -218,4 +140,4 @@ def test_the_fused_terms_are_those_of_the_loss_and_of_the_divergence(loss, reduc
     ],
 )
 def test_which_pairs_are_fused(loss, divergence, fused):
-    assert (with_divergence(loss, divergence, None, Recorder(2)).fused is not None) is fused
+    assert (with_divergence(loss, divergence, None, TrainingStep(2)).fused is not None) is fused

@@ -7,7 +7,8 @@ import reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keras_rdrop.objective import Recorder, with_divergence
+from keras_rdrop.objective import TrainingStep
+from keras_rdrop.pairing import with_divergence
 
 
 class Masked(keras.layers.Layer):
@@ -55,15 +56,15 @@ def test_objective_equals_the_reference(
     y_pred = keras.ops.convert_to_tensor(np.stack(logits, axis=1).reshape(-1, *logits.shape[2:]))
     if masked:
         y_pred = MASKED(y_pred, mask=keras.ops.convert_to_tensor(widened(mask)))
-    recorder = Recorder(passes)
+    step = TrainingStep(passes)
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=0 if ignored else None, reduction=reduction
     )
-    objective = with_divergence(loss, "auto", None, recorder)
-    with recorder.recording() as recorded:
+    objective = with_divergence(loss, "auto", None, step)
+    with step.running(alpha=1.0):
         sample_weight = None if weights is None else keras.ops.convert_to_tensor(widened(weights), dtype="float32")
         task = float(objective(widened(labels), y_pred, sample_weight))
-        divergence = float(recorded[0])
+        divergence = float(step.divergences[0])
 
     kept = mask & (labels != 0) if ignored else mask
     elements = reference.symmetric_kl(*logits)

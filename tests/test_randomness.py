@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from keras_rdrop.randomness import shares_noise, stochastic_layers
+from keras_rdrop.randomness import may_be_random, shares_noise, stochastic_layers
 
 layers = keras.layers
 
@@ -19,6 +19,19 @@ class Block(layers.Layer):
         return inputs
 
 
+class WithoutSeedGenerator(layers.Layer):
+    """Draws from the global generator: so do `DropPath` of some KerasHub models and of keras-cv."""
+
+    __module__ = "keras_hub.models"
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def call(self, inputs, training=None):
+        return inputs * keras.random.bernoulli((keras.ops.shape(inputs)[0], 1), 1 - self.rate) if training else inputs
+
+
 def attention(dropout):
     inputs = keras.Input((3, 4))
     return keras.Model(inputs, layers.MultiHeadAttention(1, 2, dropout=dropout)(inputs, inputs))
@@ -33,18 +46,36 @@ def attention(dropout):
         (layers.GaussianDropout(0.1), 1),
         (layers.GaussianNoise(0.0), 0),
         (layers.LSTM(3), 0),  # holds a seed generator all the same
-        (layers.LSTM(3, dropout=0.1), 1),
+        (layers.LSTM(3, dropout=0.1), 2),  # and its cell
         (layers.RandomFlip(), 1),
-        (attention(dropout=0.1), 1),
+        (attention(dropout=0.1), 2),  # and the dropout in it
         (attention(dropout=0.0), 0),
         (layers.TimeDistributed(layers.Dropout(0.1)), 1),
         (Block(0.1), 3),
         (Block(0.0), 0),
+        (WithoutSeedGenerator(0.1), 1),
+        (WithoutSeedGenerator(0.0), 0),
         (keras.Sequential([layers.Dense(2), keras.Sequential([layers.Dropout(0.1)])]), 1),
     ],
 )
 def test_stochastic_layers(layer, count):
     assert len(stochastic_layers(keras.Sequential([layer]))) == count
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (layers.Dense(3), False),
+        (layers.Dropout(0.1), True),
+        (WithoutSeedGenerator(0.1), True),
+        (WithoutSeedGenerator(0.0), False),
+        (Block(0.0), True),  # its code is not Keras's
+        (layers.Lambda(lambda x: x), True),
+        (keras.ops.add, False),
+    ],
+)
+def test_may_be_random(layer, expected):
+    assert may_be_random(layer) is expected
 
 
 def test_shares_noise():

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from bases import CLASSES, Unsupported, build, dense_stack, rows_of
+from bases import CLASSES, build, dense_stack, rows_of
 from table import check, plain_keras, row, sparse_ce
 
 from keras_rdrop import RDropModel
@@ -197,30 +197,39 @@ def _(kind, rng):
         RDropModel(base)
 
 
-for _layer in ("DropPath", "StochasticDepth"):
+@row("Inside", "keras_cv.layers.DropPath", kinds=["functional", "sequential"])
+def _(kind, rng):
+    import keras_cv  # imports TensorFlow
 
-    @row("Inside", f"keras_cv.layers.{_layer}", kinds=["functional", "sequential"])
-    def _keras_cv(kind, rng, name=_layer):
-        try:
-            import keras_cv
-        except ImportError:
-            raise Unsupported("keras-cv is no test dependency: it brings TensorFlow Datasets") from None
+    def make_base():
+        return build(kind, lambda: dense_stack(dropout=keras_cv.layers.DropPath(0.5)))
 
-        class Skip(layers.Layer):
-            """x + f(x), where StochasticDepth takes both."""
+    x, y = rows_of(kind, rng)
+    plain = make_base()
+    with plain_keras():
+        plain.predict(x, verbose=0)
+    check(make_base, x, y)
 
-            def __init__(self):
-                super().__init__()
-                self.layer = getattr(keras_cv.layers, name)(0.5)
 
-            def call(self, inputs, training=None):
-                data = inputs if name == "DropPath" else [inputs, 2.0 * inputs]
-                return self.layer(data, training=training)
+@row("Inside", "keras_cv.layers.StochasticDepth, one draw for the batch: a warning", kinds=["functional"])
+def _(kind, rng):
+    import keras_cv
 
-        plain = build(kind, lambda: dense_stack(dropout=Skip()))
-        with plain_keras():
-            plain.predict(rows_of(kind, rng)[0], verbose=0)
-        check(lambda: build(kind, lambda: dense_stack(dropout=Skip())), *rows_of(kind, rng))
+    def make_base():
+        inputs = keras.Input((6,))
+        branches = [layers.Dense(CLASSES)(inputs), layers.Dense(CLASSES)(inputs)]
+        return keras.Model(inputs, keras_cv.layers.StochasticDepth(0.5)(branches))
+
+    x, y = rows_of(kind, rng)
+    with plain_keras():
+        plain = make_base()
+        plain.compile("sgd", sparse_ce())
+        plain.train_on_batch(x, y)
+    model = RDropModel(make_base())
+    model.compile("sgd", sparse_ce())
+    with pytest.warns(UserWarning, match="draws one noise for the whole batch"):
+        logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["divergence"] < 1e-9
 
 
 @row("Inside", "a base that is itself compiled")

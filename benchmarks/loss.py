@@ -11,19 +11,19 @@ import numpy as np
 from keras import ops
 from measure import compare, parse_arguments, report, value_and_gradient
 
-from keras_rdrop.objective import Recorder, with_divergence
+from keras_rdrop.objective import TrainingStep
+from keras_rdrop.pairing import with_divergence
 
 
 def objective(fused, alpha=1.0):
-    recorder = Recorder(passes=2)
-    loss = with_divergence(keras.losses.SparseCategoricalCrossentropy(from_logits=True), "auto", None, recorder)
+    step = TrainingStep(passes=2)
+    loss = with_divergence(keras.losses.SparseCategoricalCrossentropy(from_logits=True), "auto", None, step)
     if not fused:
         loss.fused = None
 
     def total(y, z):
-        with recorder.recording() as divergences:
-            value = loss(y, z)
-        return value + alpha / 2 * divergences[0]
+        with step.running(alpha):
+            return loss(y, z) + alpha / 2 * step.divergences[0]
 
     return total
 

@@ -46,29 +46,53 @@ def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smooth
     is_sparse = len(targets.shape) < len(logits.shape)
     logits = ops.reshape(logits, (rows, passes, -1, classes))
     targets = ops.reshape(targets, (rows, passes, -1, 1 if is_sparse else classes))
-    targets = ops.cast(targets, "int32" if is_sparse else at_least_float32(logits.dtype))
-    if _BACKEND == "torch" and is_sparse:
-        targets = ops.cast(targets, "int64")  # what PyTorch indexes with
+    targets = as_indices(targets) if is_sparse else ops.cast(targets, at_least_float32(logits.dtype))
     if label_smoothing:
         targets = targets * (1.0 - label_smoothing) + label_smoothing / classes
 
     @ops.custom_gradient
     def terms(logits: Tensor) -> tuple[Tensor, Any]:
-        number_a_row = (*ops.shape(logits)[:-1], 1), at_least_float32(logits.dtype)
-        cross_entropy, k, normalizer = _work_off(_forward, (logits, targets), [number_a_row] * 3)
-        divergence = ops.maximum(ops.sum(k, axis=1, keepdims=True), 0.0) / (passes - 1)
+        cross_entropy, divergence, saved = forward(logits, targets)
 
         def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
             if upstream is None:  # JAX passes it alone
                 (upstream,) = args
-            scales = upstream[0], ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(k))
-            saved = (logits, targets, normalizer, k, *scales)
-            (result,) = _work_off(_backward, saved, [(ops.shape(logits), logits.dtype)])
-            return result
+            return backward(logits, targets, saved, upstream[0], upstream[1])
 
-        return ops.stack([cross_entropy, ops.broadcast_to(divergence, ops.shape(k))]), gradient
+        return ops.stack([cross_entropy, divergence]), gradient
 
     return ops.reshape(terms(logits), (2, *shape[:-1]))
+
+
+def as_indices(targets: Tensor) -> Tensor:
+    """Integers of the kind that `forward` and `backward` take: PyTorch indexes with no other than 64 bits."""
+    return ops.cast(targets, "int64" if _BACKEND == "torch" else "int32")
+
+
+def forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Both terms, and what `backward` wants to know again.
+
+    Args:
+        logits: Of shape `(rows, passes, steps, classes)`.
+        targets: Integers of shape `(rows, passes, steps, 1)`, or floats of the shape of the logits.
+
+    Returns:
+        Cross-entropy and divergence, of shape `(rows, passes, steps, 1)`, and a tuple.
+    """
+    number_a_row = (*ops.shape(logits)[:-1], 1), at_least_float32(logits.dtype)
+    cross_entropy, k, normalizer = _work_off(_forward, (logits, targets), [number_a_row] * 3)
+    divergence = ops.maximum(ops.sum(k, axis=1, keepdims=True), 0.0) / (logits.shape[1] - 1)
+    return cross_entropy, ops.broadcast_to(divergence, ops.shape(k)), (normalizer, k)
+
+
+def backward(
+    logits: Tensor, targets: Tensor, saved: tuple[Tensor, Tensor], of_cross_entropy: Tensor, of_divergence: Tensor
+) -> Tensor:
+    """The gradient with respect to the logits, in their dtype, given those with respect to the terms of `forward`."""
+    of_divergence = ops.broadcast_to(ops.sum(of_divergence, axis=1, keepdims=True), ops.shape(of_divergence))
+    arrays = (logits, targets, *saved, of_cross_entropy, of_divergence)
+    (result,) = _work_off(_backward, arrays, [(ops.shape(logits), logits.dtype)])
+    return result
 
 
 def _forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

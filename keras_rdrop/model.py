@@ -52,6 +52,11 @@ class RDropModel(preprocessing.PreprocessingModel):
         share_prefix: Whether the part of a Functional or Sequential base before its first randomness runs once a row
             instead of once a pass. The result is the same, for less; `describe_passes` tells what was found. `False`
             repeats the rows at the inputs, as for a subclassed base.
+        fuse_head: Whether training computes the last layer of the base together with the loss, a few rows at a time,
+            so that the logits of a batch never exist: for large vocabularies. For a Functional or Sequential base with
+            one output, from a `keras.layers.Dense` without activation or from a `keras.layers.ReversibleEmbedding`,
+            and `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. The result is the same, but
+            the compiled metrics, which would need the logits, are computed in evaluation only.
         name: Optional name.
 
     Raises:
@@ -81,6 +86,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         divergence: Any = "auto",
         unlabelled: float | None = None,
         share_prefix: bool = True,
+        fuse_head: bool = False,
         name: str | None = None,
     ) -> None:
         if not isinstance(base, keras.Model):
@@ -90,8 +96,9 @@ class RDropModel(preprocessing.PreprocessingModel):
         _check_alpha(alpha)
         _check_passes(passes)
         pairing.check_divergence(divergence)
-        if not isinstance(share_prefix, bool):
-            raise ValueError(f"Expected `share_prefix` to be a bool. Received: share_prefix={share_prefix!r}")
+        for argument, value in (("share_prefix", share_prefix), ("fuse_head", fuse_head)):
+            if not isinstance(value, bool):
+                raise ValueError(f"Expected `{argument}` to be a bool. Received: {argument}={value!r}")
         if unlabelled is not None and not _is_finite(unlabelled):
             raise ValueError(
                 f"Expected `unlabelled` to be a finite number or None. Received: unlabelled={unlabelled!r}"
@@ -104,6 +111,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         self.divergence = divergence
         self.unlabelled = unlabelled
         self.share_prefix = share_prefix
+        self.fuse_head = fuse_head
         self.divergence_tracker = keras.metrics.Mean(name="divergence")
         self._step = objective.TrainingStep(self.passes)
         self._training_graph: graph.TrainingGraph | None = None
@@ -127,6 +135,11 @@ class RDropModel(preprocessing.PreprocessingModel):
         if loss is None:
             raise ValueError("Expected `loss` in `compile()`: the divergence follows from it. Received: loss=None")
         with_divergence = pairing.with_divergence(loss, self.divergence, loss_weights, self._step, self.unlabelled)
+        if self.fuse_head and not any(pairing.takes_features(output) for output in tree.flatten(with_divergence)):
+            raise ValueError(
+                "Expected `loss` to be `keras.losses.SparseCategoricalCrossentropy(from_logits=True)` with the "
+                f"divergence that follows from it, as fuse_head=True wants it. Received: loss={loss}"
+            )
         super().compile(optimizer, with_divergence, loss_weights, *args, **kwargs)
         self.loss = loss
 
@@ -136,7 +149,15 @@ class RDropModel(preprocessing.PreprocessingModel):
     def make_train_function(self, force: bool = False) -> Any:
         # What is random may have changed since the last one was made, or only now be built.
         if self.train_function is None or force:
-            self._training_graph, _ = self._find_training_graph()
+            try:
+                self._training_graph = self._find_training_graph()
+            except graph.NoTrainingGraph as reason:
+                if self.fuse_head:
+                    raise ValueError(
+                        f"Expected a `base` whose last layer can be computed with the loss, as "
+                        f"fuse_head=True wants it. Received: base={self.base!r}: {reason}"
+                    ) from reason
+                self._training_graph = None
         return super().make_train_function(force)
 
     def train_step(self, *args: Any) -> Any:
@@ -147,7 +168,8 @@ class RDropModel(preprocessing.PreprocessingModel):
         if self._training_graph is None:
             x = self._repeat_rows(x)
         data = keras.utils.pack_x_y_sample_weight(x, self._repeat_rows(y), self._repeat_rows(sample_weight))
-        with self._step.running(self._alpha_at_iteration(*state)):
+        head = self._training_graph.head if self._training_graph else None
+        with self._step.running(self._alpha_at_iteration(*state), head):
             return super().train_step(*state, data)
 
     def compute_loss(
@@ -162,7 +184,16 @@ class RDropModel(preprocessing.PreprocessingModel):
         self.divergence_tracker.update_state(self._over_replicas(divergence), sample_weight=rows)
         return loss + self._step.alpha / 2 * divergence
 
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        if self._step.head is None:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        return self.get_metrics_result()
+
     def get_metrics_result(self) -> dict[str, Any]:
+        if self._step.head is not None or not all(getattr(metric, "built", True) for metric in self.metrics):
+            # Compiled metrics want logits, which do not exist: before the first evaluation they may not be built.
+            names = "loss", self.divergence_tracker.name
+            return {metric.name: metric.result() for metric in self.metrics if metric.name in names}
         results = super().get_metrics_result()
         if self._step.alpha is None:  # evaluation reports what the base alone would
             results.pop(self.divergence_tracker.name)
@@ -193,6 +224,7 @@ class RDropModel(preprocessing.PreprocessingModel):
             "divergence": keras.saving.serialize_keras_object(self.divergence),
             "unlabelled": self.unlabelled,
             "share_prefix": self.share_prefix,
+            "fuse_head": self.fuse_head,
         }
 
     @classmethod
@@ -206,26 +238,24 @@ class RDropModel(preprocessing.PreprocessingModel):
             A few lines of text: the layers at which the rows are repeated, and how many of the base's parameters are in
             layers that run once a row; or why there are none.
         """
-        found, why_not = self._find_training_graph()
         title = f"{self.passes} passes over each row of base='{self.base.name}'"
-        if found is None:
-            return f"{title}: all of it runs once a pass, because {why_not}."
+        try:
+            found = self._find_training_graph()
+        except graph.NoTrainingGraph as reason:
+            return f"{title}: all of it runs once a pass, because {reason}."
         shared = sum(layer.count_params() for layer in found.shared)
         total = self.base.count_params()
-        return (
-            f"{title}:\n"
-            f"  once a row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters\n"
-            f"  once a pass: all that follows {', '.join(found.frontier) or 'no layer, for none is random'}"
-        )
+        lines = [
+            f"{title}:",
+            f"  once a row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters",
+            f"  once a pass: all that follows {', '.join(found.frontier) or 'no layer, for none is random'}",
+        ]
+        if found.head is not None:
+            lines.append(f"  with the loss, a few rows at a time: {found.head.layer.name}")
+        return "\n".join(lines)
 
-    def _find_training_graph(self) -> tuple[graph.TrainingGraph | None, str]:
-        """The graph, or why there is none."""
-        if not self.share_prefix:
-            return None, "share_prefix=False"
-        try:
-            return graph.training_graph(self.base, self.passes), ""
-        except graph.NoSharedPrefix as reason:
-            return None, str(reason)
+    def _find_training_graph(self) -> graph.TrainingGraph:
+        return graph.training_graph(self.base, self.passes, self.share_prefix, self.fuse_head)
 
     def _repeat_rows(self, data: Any) -> Any:
         return tree.map_structure(lambda tensor: graph.repeat_rows(tensor, self.passes), data)

@@ -14,14 +14,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_rdrop import lean
 from keras_rdrop.divergences import Divergence, SymmetricKL, Tensor
+from keras_rdrop.head import Head
 
 
 class TrainingStep(threading.local):
     """The training step that is running: its `alpha`, and the divergence of each output as it becomes known.
 
-    Outside of one `alpha` is `None`: batches hold one pass. Each thread has its own, for `tf.distribute` runs the
+    Outside of one `alpha` is `None`: batches hold one pass. With a `head`, what the step calls predictions are the
+    features from which that layer of the base computes them. Each thread has its own, for `tf.distribute` runs the
     replicas of one step in threads that take turns.
 
     Args:
@@ -30,19 +31,20 @@ class TrainingStep(threading.local):
 
     def __init__(self, passes: int) -> None:
         self.passes = passes
-        self.alpha: float | Tensor | None = None
+        self.alpha: Any = None
+        self.head: Head | None = None
         self.divergences: list[Tensor] = []
 
     def __reduce__(self) -> Any:  # a copy of the model is in no step
         return type(self), (self.passes,)
 
     @contextlib.contextmanager
-    def running(self, alpha: float | Tensor) -> Iterator[None]:
-        self.alpha = alpha
+    def running(self, alpha: float | Tensor, head: Head | None = None) -> Iterator[None]:
+        self.alpha, self.head = alpha, head
         try:
             yield
         finally:
-            self.alpha = None
+            self.alpha = self.head = None
             self.divergences.clear()
 
 
@@ -55,6 +57,7 @@ class OutputLoss(keras.losses.Loss):
         loss_weight: Float. The output's `loss_weights`, which Keras applies to the loss and this to the divergence.
         step: The model's `TrainingStep`.
         unlabelled: The target that marks elements without a label, which have weight 0 in the loss; or `None`.
+        fused: What computes loss and divergence together, if anything does: see `fused.FusedTerms`.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class OutputLoss(keras.losses.Loss):
         divergence: "PassDivergence | None",
         loss_weight: float,
         step: TrainingStep,
-        unlabelled: float | None = None,
+        unlabelled: float | None,
+        fused: Any,
     ) -> None:
         super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
         self.loss = loss
@@ -71,7 +75,7 @@ class OutputLoss(keras.losses.Loss):
         self.loss_weight = loss_weight
         self.step = step
         self.unlabelled = unlabelled
-        self.fused = FusedTerms.of(loss, divergence)
+        self.fused = fused
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         if self.divergence is not None:
@@ -84,14 +88,14 @@ class OutputLoss(keras.losses.Loss):
         targets = y_true
         if self.unlabelled is not None:
             targets, sample_weight = _without_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
-        if self.fused is not None and self.fused.takes(y_true, y_pred):
-            loss, divergence = self.fused(y_true, targets, y_pred, sample_weight, weights)
+        if self.step.head is not None or (self.fused is not None and self.fused.takes(y_true, y_pred)):
+            loss, divergence = self.fused(self.step, y_true, targets, y_pred, sample_weight, weights)
         else:
-            loss = self.loss(targets, y_pred, sample_weight)
+            loss = mean_over_passes(self.loss(targets, y_pred, sample_weight), self.reduction, self.step.passes)
             divergence = None if self.divergence is None else self.divergence(y_true, y_pred, weights)
         if divergence is not None:
             self.step.divergences.append(self.loss_weight * divergence)
-        return _mean_over_passes(loss, self.reduction, self.step.passes)
+        return loss
 
 
 class PassDivergence(keras.losses.Loss):
@@ -115,7 +119,7 @@ class PassDivergence(keras.losses.Loss):
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         divergence = super().__call__(y_true, y_pred, sample_weight)
-        return _mean_over_passes(divergence, self.reduction, self.passes)
+        return mean_over_passes(divergence, self.reduction, self.passes)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if len(y_pred.shape) == 1:
@@ -142,88 +146,6 @@ class PassDivergence(keras.losses.Loss):
             return self.divergence.compare(*y_preds)
         pairs = list(itertools.permutations(y_preds, 2))
         return sum(self.divergence.call(first, second) for first, second in pairs) / len(pairs)
-
-
-class FusedTerms:
-    """A cross-entropy from logits and the symmetric KL between its passes, computed together.
-
-    The numbers are those of the loss and of `PassDivergence`, for less time and memory: see `lean`.
-
-    Args:
-        loss: The compiled loss.
-        divergence: `PassDivergence` of the same output.
-    """
-
-    def __init__(self, loss: keras.losses.Loss, divergence: PassDivergence) -> None:
-        self.is_sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-        self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
-        self.passes = divergence.passes
-        self.ignore_class = divergence.ignore_class
-        self.loss = Elements(loss, ignores=self.ignore_class is not None)
-        self.divergence = Elements(divergence, ignores=self.ignore_class is not None)
-        self._with_mask_of = WithMaskOf(autocast=False)
-
-    @classmethod
-    def of(cls, loss: keras.losses.Loss, divergence: PassDivergence | None) -> "FusedTerms | None":
-        """What computes the two, if they are such a pair: no subclass, which could compute anything."""
-        losses = keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy
-        if divergence is None or type(loss) not in losses or type(divergence.divergence) is not SymmetricKL:
-            return None
-        configs = loss.get_config(), divergence.divergence.get_config()
-        fits = all(config["from_logits"] and config.get("axis", -1) == -1 for config in configs)
-        return cls(loss, divergence) if fits else None
-
-    def takes(self, y_true: Tensor, y_pred: Tensor) -> bool:
-        """Whether the shapes are the usual ones; to others, Keras has its own answer."""
-        shape = tuple(y_pred.shape[:-1]) if self.is_sparse else tuple(y_pred.shape)
-        usual = (shape, (*shape, 1)) if self.is_sparse else (shape,)
-        return y_true is not None and len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
-
-    def __call__(
-        self, y_true: Tensor, targets: Tensor, y_pred: Tensor, weights_of_loss: Tensor, weights_of_divergence: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of `targets`, which are `y_true` without the markers of unlabelled elements, and the divergence."""
-        rows = ops.shape(y_pred)[:-1]
-        valid = None
-        if self.ignore_class is not None:
-            valid = ops.reshape(ops.not_equal(y_true, self.ignore_class), rows)
-            targets = ops.where(valid, ops.reshape(targets, rows), 0)
-        classes = () if self.is_sparse else (y_pred.shape[-1],)
-        terms = lean.cross_entropy_and_symmetric_kl(
-            ops.reshape(targets, (-1, self.passes, *rows[1:], *classes)),
-            ops.reshape(y_pred, (-1, self.passes, *rows[1:], y_pred.shape[-1])),
-            self.label_smoothing,
-        )
-        losses, divergences = (self._with_mask_of(y_pred, ops.reshape(term, rows)) for term in ops.unstack(terms, 2))
-        loss = self.loss(losses if valid is None else valid, losses, weights_of_loss)
-        divergence = self.divergence(divergences if valid is None else valid, divergences, weights_of_divergence)
-        return loss, _mean_over_passes(divergence, self.divergence.reduction, self.passes)
-
-
-class Elements(keras.losses.Loss):
-    """Reduces numbers that are there already, as another loss would: in place of targets it takes which are valid."""
-
-    def __init__(self, loss: keras.losses.Loss, ignores: bool) -> None:
-        super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
-        self.ignores = ignores
-        self._masked = Masked(autocast=False)
-
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        if not self.ignores:
-            return y_pred
-        valid = ops.cast(y_true, "bool")
-        return self._masked(ops.where(valid, y_pred, 0.0), mask=valid)
-
-
-class WithMaskOf(keras.layers.Layer):
-    """Gives the Keras mask of one tensor to another: calling a layer is the public way to read it."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def call(self, inputs: Tensor, tensor: Tensor) -> Tensor:
-        return tensor
 
 
 class Masked(keras.layers.Layer):
@@ -255,6 +177,6 @@ def _without_unlabelled(
     return y_true, sample_weight * ops.cast(labelled, sample_weight.dtype)
 
 
-def _mean_over_passes(value: Tensor, reduction: str | None, passes: int) -> Tensor:
+def mean_over_passes(value: Tensor, reduction: str | None, passes: int) -> Tensor:
     """A sum over the batch holds every pass; a mean over it already is the mean over the passes."""
     return value / passes if reduction == "sum" else value

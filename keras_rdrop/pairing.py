@@ -14,6 +14,7 @@ from keras_rdrop.divergences import (
     bernoulli_symmetric_kl,
     symmetric_kl,
 )
+from keras_rdrop.fused import FusedTerms
 from keras_rdrop.objective import OutputLoss, PassDivergence, TrainingStep
 
 # What a model trained with this Keras loss predicts decides how two of its predictions are compared.
@@ -65,7 +66,7 @@ def with_divergence(
         divergence = _get_divergence(divergence, loss)
         if divergence is not None:
             divergence = PassDivergence(divergence, step.passes, loss.get_config().get("ignore_class"))
-        return OutputLoss(loss, divergence, loss_weight, step, unlabelled)
+        return OutputLoss(loss, divergence, loss_weight, step, unlabelled, FusedTerms.of(loss, divergence))
 
     return tree.map_structure(output_loss, loss, divergence, loss_weights)
 
@@ -79,6 +80,11 @@ def check_divergence(divergence: Any) -> None:
                 f"Expected `divergence` to be 'auto', None, a `keras.losses.Loss`, one of "
                 f"{list(_DIVERGENCE_OF_NAME)}, or a structure of these. Received: divergence={leaf!r}"
             )
+
+
+def takes_features(output_loss: OutputLoss | None) -> bool:
+    """Whether the loss of an output can be computed from features, by `head.Head`."""
+    return output_loss is not None and output_loss.fused is not None and output_loss.fused.is_sparse
 
 
 def _per_output(name: str, value: Any, loss: Any) -> Any:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_rdrop import RDropModel
-from keras_rdrop.graph import NoSharedPrefix, training_graph
+from keras_rdrop.graph import NoTrainingGraph, training_graph
 
 layers = keras.layers
 
@@ -172,12 +172,12 @@ def unbuilt():
     ],
 )
 def test_no_shared_prefix(make_base, reason):
-    with pytest.raises(NoSharedPrefix, match=reason):
+    with pytest.raises(NoTrainingGraph, match=reason):
         training_graph(make_base(), 2)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse inputs on PyTorch")
 def test_no_shared_prefix_of_sparse_inputs():
     inputs = keras.Input((3,), sparse=True)
-    with pytest.raises(NoSharedPrefix, match="its inputs are sparse or ragged"):
+    with pytest.raises(NoTrainingGraph, match="its inputs are sparse or ragged"):
         training_graph(keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs))), 2)

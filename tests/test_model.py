@@ -273,6 +273,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="Expected `unlabelled`.*Received: unlabelled="):
             RDropModel(dropout_classifier(), unlabelled=unlabelled)
 
+    @pytest.mark.parametrize("argument", ["share_prefix", "fuse_head"])
+    def test_switches(self, argument):
+        with pytest.raises(ValueError, match=f"Expected `{argument}` to be a bool. Received: {argument}=1"):
+            RDropModel(dropout_classifier(), **{argument: 1})
+
     @pytest.mark.parametrize("base", [None, keras.layers.Dense(1), "model"])
     def test_base(self, base):
         with pytest.raises(ValueError, match="Expected `base` to be a `keras.Model`.*Received: base="):

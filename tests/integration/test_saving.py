@@ -111,10 +111,11 @@ def test_weights_are_those_of_the_base(batch):
     ],
 )
 def test_config_round_trip(divergence):
-    model = RDropModel(functional(), alpha=0.5, passes=4, divergence=divergence, name="mine")
+    options = {"alpha": 0.5, "passes": 4, "unlabelled": -1, "share_prefix": False, "fuse_head": True, "name": "mine"}
+    model = RDropModel(functional(), divergence=divergence, **options)
     restored = RDropModel.from_config(model.get_config())
     assert restored.get_config() == model.get_config()
-    assert (restored.alpha, restored.passes, restored.name) == (0.5, 4, "mine")
+    assert {name: getattr(restored, name) for name in options} == options
     flat = zip(keras.tree.flatten(restored.divergence), keras.tree.flatten(divergence), strict=True)
     for loaded, original in flat:
         assert type(loaded) is type(original)

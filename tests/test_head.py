@@ -1,0 +1,207 @@
+"""The last layer computed with the loss against the same training with all logits."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_lean import derived, value_and_gradient
+
+from keras_rdrop import RDropModel, head
+from keras_rdrop.head import Head
+
+layers, ops = keras.layers, keras.ops
+CLASSES = 11
+LARGE = keras.initializers.RandomNormal(stddev=1.0)  # for passes that are well apart
+L = keras.losses
+
+
+@pytest.fixture(autouse=True)
+def chunks_of_two_rows(monkeypatch):
+    monkeypatch.setattr(head, "_MOST_ROWS_OF_A_CHUNK", 2)
+
+
+def dense(use_bias=True):
+    layer = layers.Dense(CLASSES, use_bias=use_bias, bias_initializer="normal")
+    layer.build((None, 4))
+    return layer
+
+
+def check_terms(rng, layer, shape, scale):
+    """Loss and gradient in the features and in the weights, packed into one vector, against derived ones."""
+    features = rng.normal(size=(*shape, 4)).astype("float32")
+    targets = ops.convert_to_tensor(rng.integers(0, CLASSES, shape).astype("int32"))
+    weights = [ops.convert_to_tensor(rng.normal(size=shape).astype("float32") / 50) for _ in range(2)]
+    arrays = [features, *(ops.convert_to_numpy(weight) for weight in Head(layer).weights())]
+
+    def unpacked(vector):
+        parts = ops.split(vector, np.cumsum([array.size for array in arrays])[:-1].tolist())
+        return [ops.reshape(part, array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+    def fused(vector):
+        features, *of_layer = unpacked(vector)
+        output = Head(layer)
+        output.weights = lambda: of_layer
+        terms = output.terms(features, targets, *weights, scale)
+        return terms[0] + scale * terms[1]
+
+    def expected(vector):
+        features, kernel, *bias = unpacked(vector)
+        terms = derived(targets, sum(bias, ops.matmul(features, kernel)), 0.0)
+        return ops.sum(weights[0] * terms[0]) + scale * ops.sum(weights[1] * terms[1])
+
+    vector = np.concatenate([array.ravel() for array in arrays])
+    (value, gradient), (expected_value, expected_gradient) = (value_and_gradient(f, vector) for f in (fused, expected))
+    np.testing.assert_allclose(float(value), float(expected_value), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected_gradient), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 2), (3, 2, 3), (2, 3, 2, 2)])
+def test_terms_and_gradients(shape, use_bias, rng):
+    check_terms(rng, dense(use_bias), shape, scale=1.5)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 5),
+    passes=st.integers(2, 4),
+    steps=st.lists(st.integers(1, 3), max_size=2),
+    scale=st.floats(0.0, 5.0),
+    use_bias=st.booleans(),
+)
+def test_random_terms_and_gradients(seed, rows, passes, steps, scale, use_bias):
+    check_terms(np.random.default_rng(seed), dense(use_bias), (rows, passes, *steps), scale)
+
+
+def test_half_precision_keeps_small_gradients(rng):
+    """The weight of an element of a large batch is below what float16 can tell from 0 when multiplied by p."""
+    layer = layers.Dense(CLASSES, use_bias=False, dtype="mixed_float16")
+    layer.build((None, 4))
+    features = ops.convert_to_tensor(rng.normal(size=(4, 2, 4)).astype("float16"))
+    targets = ops.convert_to_tensor(rng.integers(0, CLASSES, (4, 2)).astype("int32"))
+
+    def gradient(weight, loss_scale):
+        weights = weight * ops.ones((4, 2))
+        value = value_and_gradient(
+            lambda x: loss_scale * Head(layer).terms(ops.cast(x, "float16"), targets, weights, weights, 0.5)[0],
+            ops.cast(features, "float32"),
+        )
+        return ops.convert_to_numpy(value[1])
+
+    np.testing.assert_allclose(gradient(2.0**-20, loss_scale=2.0**20), gradient(1.0, loss_scale=1.0), rtol=1e-3)
+
+
+def classifier():
+    inputs = keras.Input((6,))
+    hidden = layers.Dropout(0.3)(layers.Dense(4, activation="relu")(inputs))
+    return keras.Model(inputs, layers.Dense(CLASSES, kernel_regularizer="l2")(hidden))
+
+
+def language_model(mask_zero=False):
+    """With tied weights. Its logits have no Keras mask, though its features may have one."""
+    inputs = keras.Input((None,), dtype="int32")
+    embedding = layers.ReversibleEmbedding(CLASSES, 4, mask_zero=mask_zero, embeddings_initializer=LARGE)
+    hidden = layers.Dense(4)(embedding(inputs))
+    return keras.Model(inputs, embedding(layers.Dropout(0.3)(hidden), reverse=True))
+
+
+def tagger():
+    """With a Keras mask."""
+    inputs = keras.Input((None,), dtype="int32")
+    hidden = layers.Embedding(CLASSES, 4, LARGE, mask_zero=True)(inputs)
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.Dropout(0.3)(layers.Dense(4)(hidden))))
+
+
+def random_at_once():
+    return keras.Sequential([keras.Input((6,)), layers.Dropout(0.3), layers.Dense(CLASSES)])
+
+
+BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tagger, random_at_once]
+
+
+@pytest.mark.parametrize(
+    ("make_base", "loss_options", "weighted", "options"),
+    [
+        *((make_base, {}, True, {}) for make_base in BASES),
+        (classifier, {}, False, {}),
+        (tagger, {}, False, {}),
+        (tagger, {"ignore_class": 2, "reduction": "sum"}, True, {"passes": 3}),
+        (tagger, {"reduction": "mean_with_sample_weight"}, True, {"share_prefix": False}),
+        (language_model, {}, True, {"unlabelled": 2}),
+    ],
+)
+def test_the_same_training(make_base, loss_options, weighted, options, rng):
+    """To the last weight, with every way to weigh elements."""
+    sequences = make_base not in (classifier, random_at_once)
+    x = rng.integers(1, CLASSES, (5, 4)) if sequences else rng.normal(size=(5, 6)).astype("float32")
+    if sequences:
+        x[:, 2:] *= rng.integers(0, 2, (5, 1))
+    y = rng.integers(0, CLASSES, x.shape if sequences else 5)
+    y[0] = 2
+    weights = rng.uniform(0.1, 2, y.shape) if weighted else None
+    logs, trained = [], []
+    for fuse_head in (True, False):
+        keras.utils.set_random_seed(1)
+        alpha = keras.optimizers.schedules.PolynomialDecay(0.5, 3, 4.0)
+        model = RDropModel(make_base(), alpha=alpha, fuse_head=fuse_head, **options)
+        loss = L.SparseCategoricalCrossentropy(from_logits=True, **loss_options)
+        model.compile(keras.optimizers.SGD(0.1), loss, loss_weights=0.5)
+        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        for step in range(3):
+            keras.utils.set_random_seed(step)
+            logs.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True))
+        trained.append(model.get_weights())
+    for fused, expected in zip(logs[:3], logs[3:], strict=True):
+        assert fused["divergence"] > 0
+        assert set(fused) == {"loss", "divergence"}
+        for name, value in fused.items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
+    for fused, expected in zip(*trained, strict=True):
+        np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_are_those_of_evaluation(rng):
+    x, y = rng.normal(size=(8, 6)).astype("float32"), rng.integers(0, CLASSES, 8)
+    model = RDropModel(classifier(), fuse_head=True)
+    model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    history = model.fit(x, y, validation_data=(x, y), verbose=0).history
+    assert set(history) == {"loss", "divergence", "val_loss", "val_accuracy"}
+    assert history["val_accuracy"][0] == np.mean(np.argmax(model.predict(x, verbose=0), axis=-1) == y)
+    assert "with the loss, a few rows at a time: dense" in model.describe_passes()
+
+
+def activated():
+    return keras.Sequential([keras.Input((6,)), layers.Dropout(0.3), layers.Dense(CLASSES, activation="tanh")])
+
+
+def subclassed():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.dense = layers.Dropout(0.3), layers.Dense(CLASSES)
+
+        def call(self, inputs):
+            return self.dense(self.dropout(inputs))
+
+    return Subclassed()
+
+
+@pytest.mark.parametrize("make_base", [activated, subclassed])
+def test_a_base_without_such_a_layer(make_base, rng):
+    model = RDropModel(make_base(), fuse_head=True)
+    model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="Expected a `base` whose last layer can be computed with the loss"):
+        model.fit(rng.normal(size=(8, 6)), rng.integers(0, CLASSES, 8), verbose=0)
+
+
+@pytest.mark.parametrize(
+    "loss", ["mse", L.SparseCategoricalCrossentropy(), L.CategoricalCrossentropy(from_logits=True)]
+)
+def test_a_loss_that_is_another(loss):
+    with pytest.raises(ValueError, match="as fuse_head=True wants it"):
+        RDropModel(classifier(), fuse_head=True).compile("sgd", loss)

@@ -8,7 +8,8 @@ from known_noise import KnownNoise, train
 
 from keras_rdrop import RDropModel, lean
 from keras_rdrop.divergences import MeanSquaredDifference, SymmetricKL
-from keras_rdrop.objective import FusedTerms, PassDivergence, TrainingStep
+from keras_rdrop.fused import FusedTerms
+from keras_rdrop.objective import PassDivergence, TrainingStep
 from keras_rdrop.pairing import with_divergence
 
 L = keras.losses

@@ -93,6 +93,8 @@ def training_graph(base: keras.Model, passes: int, share_prefix: bool = True, fu
         model, head = walk.without_head(model)
     elif not walk.shared:
         raise NoTrainingGraph("its first layer may be random")
+    else:
+        model = walk.with_flat_head(model)
     return TrainingGraph(model, list(dict.fromkeys(walk.frontier)), list(dict.fromkeys(walk.shared)), head)
 
 
@@ -136,7 +138,10 @@ class _Walk:
         inputs = None
         if self.rows is not None:
             inputs = tree.map_structure(
-                lambda tensor: keras.Input(batch_shape=(self.rows, *tensor.shape[1:]), dtype=tensor.dtype), plain.input
+                lambda tensor: keras.Input(
+                    batch_shape=(self.rows, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name
+                ),
+                plain.input,
             )
         clone = keras.models.clone_model(
             plain, input_tensors=inputs, clone_function=lambda layer: layer, call_function=self._call
@@ -159,6 +164,13 @@ class _Walk:
         if not head.passes_mask:
             features = ops.copy(features)  # operations that are no layers leave masks behind
         return keras.Model(model.input, features), head
+
+    def with_flat_head(self, model: keras.Model) -> keras.Model:
+        """A model that this made; on JAX, if its last layer computes logits of sequences, by way of `FlatHead`."""
+        if keras.backend.backend() != "jax" or id(model.output) not in self._heads:
+            return model
+        layer, features = self._heads[id(model.output)]
+        return keras.Model(model.input, FlatHead(Head(layer))(self._with_all_passes(features)))
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` tells nothing: Keras overrides it when the model is called with `training=True`.
@@ -205,3 +217,20 @@ class RepeatRows(keras.layers.Layer):
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor) -> Tensor:
         return None if previous_mask is None else ops.repeat(previous_mask, self.passes, axis=0)
+
+
+class FlatHead(keras.layers.Layer):
+    """A `Head` that takes one axis of rows: XLA for CPUs would transpose the gradient of logits with more axes."""
+
+    def __init__(self, head: Head, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.head = head
+        self.supports_masking = True
+
+    def call(self, inputs: Tensor) -> Tensor:
+        *rows, features = ops.shape(inputs)
+        logits = self.head(ops.reshape(inputs, (-1, features)))
+        return ops.reshape(logits, (*rows, logits.shape[-1]))
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor) -> Tensor:
+        return previous_mask if self.head.passes_mask else None

@@ -37,6 +37,10 @@ class Head:
             return layer.activation is keras.activations.linear and layer.activity_regularizer is None
         return isinstance(layer, keras.layers.ReversibleEmbedding) and reverse and layer.logit_soft_cap is None
 
+    def __call__(self, features: Tensor) -> Tensor:
+        """The logits."""
+        return self.layer(features, **({} if isinstance(self.layer, keras.layers.Dense) else {"reverse": True}))
+
     @property
     def passes_mask(self) -> bool:
         """Whether logits have the Keras mask of the features."""

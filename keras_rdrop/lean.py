@@ -10,11 +10,12 @@ and a bar for the mean over the passes,
 Near agreement D is of the second order in the differences of the `l_i`, but a sum of terms of the first. So its
 rounding error is relative to those differences, where that of `divergences.symmetric_kl` is relative to D.
 
-How it is worked off is what differs between the backends. XLA (JAX, and TensorFlow when Keras compiles) fuses
-expressions over the whole array. PyTorch runs one operation at a time, so there chunks that stay in the cache go
+How it is worked off is what differs between the backends. XLA (JAX and TensorFlow) fuses expressions over the whole
+array. PyTorch runs one operation at a time, so there chunks that stay in the cache go
 through all of them, in place where Python's `+=` is in place for tensors.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -177,13 +178,23 @@ def _work_off(
         arrays: The logits, and what else the function takes.
         results: Shape and dtype of each of its results.
     """
-    if _BACKEND != "torch":
+    if _BACKEND == "tensorflow":
+        return _compiled(function)(*arrays)
+    if _BACKEND == "jax":
         return function(*arrays)
     filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
     for chunk in _chunks(arrays[0]):
         for whole, part in zip(filled, function(*(array[chunk] for array in arrays)), strict=True):
             whole[chunk] = part
     return filled
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compiled by XLA even where Keras does not compile the step, as for a model with an embedding."""
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True)
 
 
 def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:

@@ -1,5 +1,7 @@
 """The shared prefix against repeating the rows at the inputs: the same numbers, from fewer rows."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -141,6 +143,14 @@ def test_describe_passes():
     assert "0 of 0 parameters" in RDropModel(no_parameters).describe_passes()
     without = RDropModel(image_base(), share_prefix=False).describe_passes()
     assert "all of it runs once a pass, because share_prefix=False" in without
+
+
+def test_the_names_of_inputs_are_kept():
+    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((3,), name="b")}
+    base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(layers.Add()([inputs["a"], inputs["b"]]))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        training_graph(base, 2)
 
 
 def folded():

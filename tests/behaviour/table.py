@@ -55,7 +55,16 @@ def same_weights(model, other, **tolerance):
 
 
 def check(
-    make_base, x, y, sample_weight=None, loss=None, divergence="auto", rtol=1e-4, optimizer="sgd", **compile_options
+    make_base,
+    x,
+    y,
+    sample_weight=None,
+    loss=None,
+    divergence="auto",
+    rtol=1e-4,
+    optimizer="sgd",
+    share_prefix=True,
+    **compile_options,
 ):
     """Compares training, and then evaluation, with plain Keras. Returns the trained model.
 
@@ -90,7 +99,8 @@ def check(
 
     options = {"loss": sparse_ce() if loss is None else loss, "metrics": [], **compile_options}
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 2.0])
-    plain, model = compiled(), compiled(lambda base: RDropModel(base, alpha=schedule, divergence=divergence))
+    rdrop = {"alpha": schedule, "divergence": divergence, "share_prefix": share_prefix}
+    plain, model = compiled(), compiled(lambda base: RDropModel(base, **rdrop))
     while float(schedule(model.optimizer.iterations)) == 0.0:
         train(alpha=0.0)
     same_weights(model.base, plain, rtol=10 * rtol, atol=rtol)

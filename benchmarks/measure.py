@@ -1,12 +1,16 @@
-"""What the benchmarks share: ratios of median times in one process, interleaved and warm; the table; dated results."""
+"""What the benchmarks share: ratios of median times in one process, interleaved and warm; the peak memory of a process;
+the table; dated results.
+"""
 
 import argparse
+import ctypes
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,13 +23,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def parse_arguments(description, **defaults):
-    """`--runs`, `--output`, and an option for each default, of its type."""
+    """`--runs`, `--output`, and an option for each default, of its type; a tuple holds choices, the default first."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9, help="interleaved runs of each arm (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     for name, default in defaults.items():
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=type(default), default=default, help="default: %(default)s")
+        choices = default if isinstance(default, tuple) else None
+        default = choices[0] if choices else default
+        parser.add_argument(option, type=type(default), default=default, choices=choices, help="default: %(default)s")
     return parser.parse_args()
 
 
@@ -60,7 +66,13 @@ def compare(arms, rival, runs):
 
 
 def report(question, rows, args):
-    """Prints the table, and appends a JSON line with all that it depends on to the results of the question."""
+    """Prints the table, and appends a JSON line with all that it depends on to the results of the question.
+
+    Args:
+        question: Title of the table.
+        rows: A list of dicts of the same keys. The first is the arm, the last what arms are compared by.
+        args: From `parse_arguments`.
+    """
     backend = keras.backend.backend()
     table = Table(title=f"{question}, {backend}")
     for column in rows[0]:
@@ -123,3 +135,28 @@ def value_and_gradient(function):
         return value.detach(), z.grad
 
     return run
+
+
+def peak_mebibytes(function):
+    """By how much the resident memory of this process grows while a function runs.
+
+    The kernel's own high-water mark: it misses no short peak, as polling would, and unlike that of `getrusage` it can
+    be reset. Linux only.
+    """
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed already would take the first part of the growth
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    function()
+    return _resident("VmHWM") - before
+
+
+def _resident(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def in_own_process(**options):
+    """The number that this script prints when it is called with these options too."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, *sys.argv, *words]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])

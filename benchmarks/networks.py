@@ -32,10 +32,10 @@ def translation(rng, rows=32, vocabulary=8000, length=24, width=128):
     return base, x, rng.integers(0, vocabulary, (rows, length))
 
 
-def language_model(rng, rows=8, vocabulary=32000, length=64, width=256):
-    """A causal transformer of two layers."""
+def language_model(rng, rows=8, vocabulary=32000, length=64, width=256, num_layers=2):
+    """A causal transformer."""
     backbone = keras_hub.models.GPT2Backbone(
-        vocabulary, num_layers=2, num_heads=4, hidden_dim=width, intermediate_dim=4 * width,
+        vocabulary, num_layers=num_layers, num_heads=4, hidden_dim=width, intermediate_dim=4 * width,
         dropout=DROPOUT, max_sequence_length=length,
     )  # fmt: skip
     base = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
@@ -44,16 +44,18 @@ def language_model(rng, rows=8, vocabulary=32000, length=64, width=256):
     return base, x, rng.integers(0, vocabulary, (rows, length))
 
 
-def conv(rng, rows=32):
-    """A convolutional backbone without randomness, frozen as in fine-tuning, and a head with dropout."""
+def conv(rng, rows=128):
+    """A convolutional backbone without randomness, its batch normalization frozen as in fine-tuning, and a head with
+    dropout.
+    """
     inputs = keras.Input((64, 64, 3))
     hidden = inputs
     for filters in (16, 32, 64, 128):
         hidden = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(hidden)
-        hidden = layers.ReLU()(layers.BatchNormalization()(hidden))
+        hidden = layers.ReLU()(layers.BatchNormalization(trainable=False)(hidden))
         hidden = layers.ReLU()(layers.Conv2D(filters, 3, padding="same")(hidden))
     backbone = keras.Model(inputs, layers.GlobalAveragePooling2D()(hidden))
-    features = layers.Dropout(0.5)(backbone(inputs, training=False))
+    features = layers.Dropout(0.5)(backbone(inputs))
     features = layers.Dropout(0.5)(layers.Dense(128, activation="relu")(features))
     base = keras.Model(inputs, layers.Dense(10)(features))
     return base, rng.uniform(size=(rows, 64, 64, 3)).astype("float32"), rng.integers(0, 10, rows)

@@ -88,7 +88,9 @@ class Head:
                 chunk = (array[index] for array in (features, targets, *weights))
                 part, *parts = _terms_and_gradients(layer_weights, scale, *chunk)
                 of_features = ops.slice_update(of_features, (index, 0, 0, 0), ops.expand_dims(part, 0))
-                return [of_features, *(total + part for total, part in zip(sums, parts, strict=True))]
+                for place, part in enumerate(parts):
+                    sums[place] += part  # in place where that is what it does: a kernel is large
+                return [of_features, *sums]
 
             totals = [ops.zeros_like(features)]
             totals += [ops.zeros(shape, precise) for shape in ((2,), *(weight.shape for weight in layer_weights))]

@@ -1,0 +1,66 @@
+"""Draws the results: one picture a script, with a panel for each command.
+
+    python benchmarks/plot.py
+
+Each bar is what an arm is compared by, the last column of the table that the script printed; the line is the rival.
+Of several records of a command on a backend, the latest counts.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def latest(path):
+    """Records by command and backend."""
+    commands = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        commands.setdefault(record["command"], {})[record["backend"]] = record
+    return commands
+
+
+def draw(command, records, axes):
+    arms = list(dict.fromkeys(row["arm"] for record in records.values() for row in record["rows"]))
+    backends = [backend for backend in BACKENDS if backend in records]
+    height = 0.8 / len(backends)
+    for offset, backend in enumerate(backends):
+        rows = {row["arm"]: row for row in records[backend]["rows"]}
+        measure = list(records[backend]["rows"][0])[-1]
+        places = [place + (offset - (len(backends) - 1) / 2) * height for place in range(len(arms))]
+        values = [rows[arm][measure] if arm in rows else float("nan") for arm in arms]
+        bars = axes.barh(places, values, height, label=backend, color=f"C{BACKENDS.index(backend)}")
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(arms)), arms)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel(measure)
+    axes.set_title(command.removeprefix("python benchmarks/"), fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "pictures", help="default: %(default)s")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    for path in sorted(args.results.glob("*.jsonl")):
+        commands = latest(path)
+        size = 8, 3 * len(commands)
+        figure, panels = plt.subplots(len(commands), figsize=size, squeeze=False, layout="constrained")
+        for (command, records), axes in zip(commands.items(), panels.flat, strict=True):
+            draw(command, records, axes)
+        figure.savefig(args.output / f"{path.stem}.png", dpi=120)
+        plt.close(figure)
+        print(args.output / f"{path.stem}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ the table; dated results.
 import argparse
 import ctypes
 import datetime
+import gc
 import importlib.metadata
 import json
 import os
@@ -143,6 +144,7 @@ def peak_mebibytes(function):
     The kernel's own high-water mark: it misses no short peak, as polling would, and unlike that of `getrusage` it can
     be reset. Linux only.
     """
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed already would take the first part of the growth
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")

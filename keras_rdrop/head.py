@@ -14,8 +14,8 @@ from keras import ops
 from keras_rdrop import lean
 from keras_rdrop.divergences import Tensor, at_least_float32
 
-# Bytes of float32 logits in a chunk: large matrix products are fast, small chunks are what saves memory.
-_CHUNK = 2**25
+# Bytes of float32 logits in a chunk. Small ones save memory; on PyTorch each allocates a gradient of the kernel anew.
+_CHUNK = 2**25 if keras.backend.backend() == "torch" else 2**23
 # For small vocabularies, as the last chunk is filled up.
 _MOST_ROWS_OF_A_CHUNK = 256
 

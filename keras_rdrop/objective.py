@@ -83,14 +83,14 @@ class OutputLoss(keras.losses.Loss):
             self.divergence.check_classes(y_pred)
         if self.step.alpha is None:
             return self.loss(y_true, y_pred, sample_weight)
-        # On PyTorch, Keras multiplies masks into the sample weights in place: the divergence gets its own.
-        weights = None if sample_weight is None else ops.copy(sample_weight)
-        targets = y_true
+        targets, weights = y_true, sample_weight
         if self.unlabelled is not None:
             targets, sample_weight = _without_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
         if self.step.head is not None or (self.fused is not None and self.fused.takes(y_true, y_pred)):
             loss, divergence = self.fused(self.step, y_true, targets, y_pred, sample_weight, weights)
         else:
+            # On PyTorch, Keras multiplies masks into the sample weights in place: the divergence gets its own.
+            weights = None if weights is None else ops.copy(weights)
             loss = mean_over_passes(self.loss(targets, y_pred, sample_weight), self.reduction, self.step.passes)
             divergence = None if self.divergence is None else self.divergence(y_true, y_pred, weights)
         if divergence is not None:

@@ -1,4 +1,4 @@
-"""What do the last layer, the loss and the divergence cost at a large vocabulary, with their gradient in the kernel?
+"""What do the last layer, the loss and the divergence cost at a large vocabulary, with all gradients?
 
     KERAS_BACKEND=torch python benchmarks/last_layer.py
 
@@ -6,7 +6,7 @@ The rival is a last layer of 512 features and Keras's sparse cross-entropy on th
 it for `head`, which is what `RDropModel(fuse_head=True)` uses.
 """
 
-from measure import compare, parse_arguments, report, value_and_gradient
+from measure import compare, parse_arguments, report, value_and_gradients
 from objectives import FEATURES, check_same, function_and_inputs
 
 
@@ -15,7 +15,7 @@ def main():
     names = "Dense, plain", "Dense, fused", "Dense, unfused", "head"
     functions = {name: function_and_inputs(name, args.rows, args.vocabulary) for name in names}
     check_same(functions["head"][0], functions["Dense, unfused"][0], *functions["head"][1:])
-    steps = {name: (value_and_gradient(function), *inputs) for name, (function, *inputs) in functions.items()}
+    steps = {name: (value_and_gradients(function), *inputs) for name, (function, *inputs) in functions.items()}
     arms = {name: (lambda step=step, inputs=inputs: step(*inputs)) for name, (step, *inputs) in steps.items()}
     rows = compare(arms, "Dense, plain", args.runs)
     report(f"last layer of {FEATURES} features, 2 x {args.rows} rows, {args.vocabulary} classes, float32", rows, args)

@@ -7,7 +7,7 @@ is what `RDropModel` uses, `unfused` the same objective with each term by Keras'
 """
 
 import keras
-from measure import compare, parse_arguments, report, value_and_gradient
+from measure import compare, parse_arguments, report, value_and_gradients
 from objectives import check_same, objective, random_batch
 
 
@@ -17,7 +17,7 @@ def main():
     check_same(objective(), objective(fused=False), labels, logits)
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     functions = {"plain": plain, "fused": objective(), "unfused": objective(fused=False)}
-    steps = {name: value_and_gradient(function) for name, function in functions.items()}
+    steps = {name: value_and_gradients(function) for name, function in functions.items()}
     arms = {name: (lambda step=step: step(labels, logits)) for name, step in steps.items()}
     rows = compare(arms, "plain", args.runs)
     report(f"loss, divergence and gradient, 2 x {args.rows} rows, {args.vocabulary} classes, float32", rows, args)

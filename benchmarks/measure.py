@@ -105,35 +105,38 @@ def _processor():
         return platform.processor() or platform.machine()
 
 
-def value_and_gradient(function):
-    """A function of targets and logits that also differentiates by the logits, compiled as Keras compiles a step."""
+def value_and_gradients(function):
+    """A function of targets and more that also differentiates by the latter, compiled as Keras compiles a step."""
     if keras.backend.backend() == "jax":
         import jax
 
-        compiled = jax.jit(jax.value_and_grad(function, argnums=1))
-        return lambda y, z: jax.block_until_ready(compiled(y, z))
+        def of_inputs(y, x):
+            return jax.value_and_grad(lambda x: function(y, *x))(x)
+
+        compiled = jax.jit(of_inputs)
+        return lambda y, *x: jax.block_until_ready(compiled(y, x))
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         @tf.function(jit_compile=True)
-        def step(y, z):
+        def step(y, *x):
             with tf.GradientTape() as tape:
-                tape.watch(z)
-                value = function(y, z)
-            return value, tape.gradient(value, z)
+                tape.watch(x)
+                value = function(y, *x)
+            return value, tape.gradient(value, x)
 
-        def run(y, z):
-            value, gradient = step(y, z)
+        def run(y, *x):
+            value, gradients = step(y, *x)
             value.numpy()
-            return value, gradient
+            return value, gradients
 
         return run
 
-    def run(y, z):
-        z = z.detach().requires_grad_(True)
-        value = function(y, z)
+    def run(y, *x):
+        x = [array.detach().requires_grad_(True) for array in x]
+        value = function(y, *x)
         value.backward()
-        return value.detach(), z.grad
+        return value.detach(), [array.grad for array in x]
 
     return run
 
@@ -161,4 +164,7 @@ def in_own_process(**options):
     """The number that this script prints when it is called with these options too."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, *sys.argv, *words]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+    # Else glibc keeps arrays that were freed in a heap with holes, and how many differs from run to run.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return float(result.stdout.split()[-1])

@@ -8,7 +8,7 @@ own, once to compile and once to be measured. What is there before, as the logit
 counts. Linux only.
 """
 
-from measure import in_own_process, parse_arguments, peak_mebibytes, report, value_and_gradient
+from measure import in_own_process, parse_arguments, peak_mebibytes, report, value_and_gradients
 from objectives import function_and_inputs
 
 RIVALS = {
@@ -25,7 +25,7 @@ def main():
     args = parse_arguments(__doc__, rows=512, vocabulary=32000, arm="")
     if args.arm:
         function, *inputs = function_and_inputs(args.arm, args.rows, args.vocabulary)
-        step = value_and_gradient(function)
+        step = value_and_gradients(function)
         step(*inputs)
         print(peak_mebibytes(lambda: step(*inputs)))
         return

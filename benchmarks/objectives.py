@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 from keras import ops
-from measure import value_and_gradient
+from measure import value_and_gradients
 
 from keras_rdrop.divergences import SymmetricKL
 from keras_rdrop.head import Head
@@ -40,16 +40,17 @@ def random_batch(rows, vocabulary, passes=2):
     return ops.convert_to_tensor(labels), ops.convert_to_tensor(logits)
 
 
-def check_same(function, other, labels, logits):
-    """Raises an error unless two functions have the same value and gradient."""
-    results = [value_and_gradient(function)(labels, logits), value_and_gradient(other)(labels, logits)]
-    values, gradients = ([ops.convert_to_numpy(result[index]) for result in results] for index in (0, 1))
-    np.testing.assert_allclose(*values, rtol=1e-5)
-    np.testing.assert_allclose(*gradients, rtol=0, atol=1e-5 * np.abs(gradients[1]).max())
+def check_same(function, other, *inputs):
+    """Raises an error unless two functions have the same value and gradients."""
+    (value, gradients), (expected, expected_gradients) = (value_and_gradients(f)(*inputs) for f in (function, other))
+    np.testing.assert_allclose(ops.convert_to_numpy(value), ops.convert_to_numpy(expected), rtol=1e-5)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        gradient, expected = ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected)
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def function_and_inputs(arm, rows, vocabulary):
-    """An arm, its targets, and the logits or the kernel of the last layer, in which it is differentiated."""
+    """An arm, its targets, and what it is differentiated in: the logits, or features and kernel of the last layer."""
     labels, logits = random_batch(rows, vocabulary)
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses = {"plain": plain, "fused": objective(), "unfused": objective(fused=False)}
@@ -61,20 +62,16 @@ def function_and_inputs(arm, rows, vocabulary):
         for shape in ((2 * rows, FEATURES), (FEATURES, vocabulary))
     )
     if arm == "head":
-        return by_head(features), labels, kernel
+        return by_head, labels, features, kernel
     loss = losses[arm.removeprefix("Dense, ")]
-    return lambda y, w: loss(y, ops.matmul(features, w)), labels, kernel
+    return lambda y, x, w: loss(y, ops.matmul(x, w)), labels, features, kernel
 
 
-def by_head(features):
-    """The objective as `fuse_head=True` computes it, a function of targets and kernel."""
-
-    def total(y, kernel):
-        head = Head(keras.layers.Dense(kernel.shape[1], use_bias=False))
-        head.weights = lambda: [kernel]
-        shares = ops.ones((len(features) // 2, 2)) / len(features)
-        pairs = ops.reshape(features, (-1, 2, FEATURES))
-        terms = head.terms(pairs, ops.reshape(y, (-1, 2)), shares, shares, scale=0.5)
-        return terms[0] + 0.5 * terms[1]
-
-    return total
+def by_head(y, features, kernel):
+    """The objective as `fuse_head=True` computes it."""
+    head = Head(keras.layers.Dense(kernel.shape[1], use_bias=False))
+    head.weights = lambda: [kernel]
+    shares = ops.ones((len(features) // 2, 2)) / len(features)
+    pairs = ops.reshape(features, (-1, 2, FEATURES))
+    terms = head.terms(pairs, ops.reshape(y, (-1, 2)), shares, shares, scale=0.5)
+    return terms[0] + 0.5 * terms[1]

@@ -8,13 +8,13 @@ costs counts for little.
 """
 
 import numpy as np
-from measure import compare, parse_arguments, report, value_and_gradient
+from measure import compare, parse_arguments, report, value_and_gradients
 from objectives import check_same, objective, random_batch
 
 
 def arm(rows, vocabulary, passes):
     batch = random_batch(rows, vocabulary, passes)
-    step = value_and_gradient(objective(passes=passes))
+    step = value_and_gradients(objective(passes=passes))
     return lambda: step(*batch)
 
 

@@ -115,7 +115,8 @@ class Elements(keras.losses.Loss):
         """By how much each value counts: `reduce` is the sum of the values times these."""
         ones = ops.ones(ops.shape(y_pred)[:-1], dtype=self.dtype)
         shares = self._unreduced.reduce(ones, y_pred, valid, weights)
-        return shares * ops.divide_no_nan(self.reduce(ones, y_pred, valid, weights), ops.sum(shares))
+        signs = ops.sign(shares)  # with these, no weights of both signs add up to 0
+        return shares * ops.divide_no_nan(self.reduce(signs, y_pred, valid, weights), ops.sum(ops.abs(shares)))
 
 
 class WithMaskOf(keras.layers.Layer):

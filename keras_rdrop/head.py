@@ -14,7 +14,7 @@ from keras import ops
 from keras_rdrop import lean
 from keras_rdrop.divergences import Tensor, at_least_float32
 
-# Bytes of float32 logits in a chunk. Small ones save memory; on PyTorch each allocates a gradient of the kernel anew.
+# Bytes of float32 logits in a chunk. Small ones save memory; on PyTorch each goes through the gradient of the kernel.
 _CHUNK = 2**25 if keras.backend.backend() == "torch" else 2**23
 # For small vocabularies, as the last chunk is filled up.
 _MOST_ROWS_OF_A_CHUNK = 256
@@ -86,11 +86,8 @@ class Head:
             def work_off(index: Any, totals: list[Tensor]) -> list[Tensor]:
                 of_features, *sums = totals
                 chunk = (array[index] for array in (features, targets, *weights))
-                part, *parts = _terms_and_gradients(layer_weights, scale, *chunk)
-                of_features = ops.slice_update(of_features, (index, 0, 0, 0), ops.expand_dims(part, 0))
-                for place, part in enumerate(parts):
-                    sums[place] += part  # in place where that is what it does: a kernel is large
-                return [of_features, *sums]
+                part, *sums = _add_terms_and_gradients(sums, layer_weights, scale, *chunk)
+                return [ops.slice_update(of_features, (index, 0, 0, 0), ops.expand_dims(part, 0)), *sums]
 
             totals = [ops.zeros_like(features)]
             totals += [ops.zeros(shape, precise) for shape in ((2,), *(weight.shape for weight in layer_weights))]
@@ -126,7 +123,8 @@ def _chunks(array: Tensor, size: int) -> Tensor:
     return ops.reshape(array, (-1, size, passes, units))
 
 
-def _terms_and_gradients(
+def _add_terms_and_gradients(
+    totals: list[Tensor],
     layer_weights: tuple[Tensor, ...],
     scale: float | Tensor,
     features: Tensor,
@@ -134,7 +132,11 @@ def _terms_and_gradients(
     of_cross_entropy: Tensor,
     of_divergence: Tensor,
 ) -> list[Tensor]:
-    """Of a chunk: the gradient of the total in the features, the two sums, and the gradient in each weight."""
+    """The gradient in the features of a chunk, and the totals with what the chunk adds to them.
+
+    Totals are the two sums, and the gradient in each weight of the layer.
+    """
+    sums, of_kernel, *of_bias = totals
     kernel, *bias = layer_weights
     rows, passes, units = features.shape
     features = ops.reshape(features, (-1, units))
@@ -146,9 +148,17 @@ def _terms_and_gradients(
         ops.expand_dims(array, -1) for array in (targets, of_cross_entropy, of_divergence)
     )
     cross_entropy, divergence, saved = lean.forward(logits, targets)
-    sums = ops.stack([ops.sum(of_cross_entropy * cross_entropy), ops.sum(of_divergence * divergence)])
+    sums += ops.stack([ops.sum(of_cross_entropy * cross_entropy), ops.sum(of_divergence * divergence)])
     of_logits = lean.backward(logits, targets, saved, of_cross_entropy, scale * of_divergence)
     of_logits = ops.reshape(of_logits, (rows * passes, -1))
-    of_weights = [ops.matmul(ops.transpose(features), of_logits), *(ops.sum(of_logits, axis=0) for _ in bias)]
+    of_kernel = _add_product(of_kernel, ops.transpose(features), of_logits)
+    of_bias = [total + ops.cast(ops.sum(of_logits, axis=0), total.dtype) for total in of_bias]
     of_features = ops.reshape(ops.matmul(of_logits, ops.transpose(kernel)), (rows, passes, units))
-    return [of_features, sums, *(ops.cast(gradient, sums.dtype) for gradient in of_weights)]
+    return [of_features, sums, of_kernel, *of_bias]
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    if keras.backend.backend() == "torch" and total.dtype == a.dtype:
+        return total.addmm_(a, b)  # in place: the gradient of a kernel is large
+    total += ops.cast(ops.matmul(a, b), total.dtype)
+    return total

@@ -26,7 +26,7 @@ from keras_rdrop.divergences import Tensor, at_least_float32
 
 _BACKEND = keras.backend.backend()
 # Bytes of float32 logits in a chunk, on PyTorch: some fit the cache of a CPU; on a GPU this only bounds the memory.
-_CHUNK_CPU, _CHUNK_GPU = 2**22, 2**27
+_CHUNK_CPU, _CHUNK_GPU = 3 * 2**20, 2**27
 
 
 def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -160,7 +160,8 @@ def _centered(x: Tensor) -> Tensor:
     if _flips(x):
         return (x - ops.flip(x, axis=1)) / 2
     x = x - x[:, :1]  # before the mean, whose rounding would be relative to `x` and not to the differences
-    return x - ops.mean(x, axis=1, keepdims=True)
+    x -= ops.mean(x, axis=1, keepdims=True)
+    return x
 
 
 def _flips(x: Tensor) -> bool:

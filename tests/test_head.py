@@ -165,6 +165,21 @@ def test_the_same_training(make_base, loss_options, weighted, options, rng):
         np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_weights_of_both_signs(rng):
+    """Though they add up to 0, the loss does not."""
+    x, y = rng.normal(size=(4, 6)).astype("float32"), rng.integers(0, CLASSES, 4)
+    losses = []
+    for fuse_head in (True, False):
+        keras.utils.set_random_seed(1)
+        model = RDropModel(classifier(), fuse_head=fuse_head)
+        model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True))
+        model.make_train_function()
+        keras.utils.set_random_seed(2)
+        losses.append(model.train_on_batch(x, y, sample_weight=np.array([1.0, -1.0, 0.5, -0.5])))
+    np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-6)
+    assert abs(losses[0]) > 1e-3
+
+
 def test_metrics_are_those_of_evaluation(rng):
     x, y = rng.normal(size=(8, 6)).astype("float32"), rng.integers(0, CLASSES, 8)
     model = RDropModel(classifier(), fuse_head=True)

@@ -64,6 +64,7 @@ def check(
     rtol=1e-4,
     optimizer="sgd",
     share_prefix=True,
+    fuse_head=False,
     **compile_options,
 ):
     """Compares training, and then evaluation, with plain Keras. Returns the trained model.
@@ -99,7 +100,7 @@ def check(
 
     options = {"loss": sparse_ce() if loss is None else loss, "metrics": [], **compile_options}
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 2.0])
-    rdrop = {"alpha": schedule, "divergence": divergence, "share_prefix": share_prefix}
+    rdrop = {"alpha": schedule, "divergence": divergence, "share_prefix": share_prefix, "fuse_head": fuse_head}
     plain, model = compiled(), compiled(lambda base: RDropModel(base, **rdrop))
     while float(schedule(model.optimizer.iterations)) == 0.0:
         train(alpha=0.0)

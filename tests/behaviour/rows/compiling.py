@@ -2,7 +2,8 @@
 
 import keras
 import numpy as np
-from bases import CLASSES, build, dense_stack, rows_of
+import pytest
+from bases import CLASSES, Unsupported, build, dense_stack, rows_of
 from table import BACKEND, check, plain_keras, row, sparse_ce, trained
 
 from keras_rdrop import RDropModel
@@ -130,3 +131,18 @@ def _(kind, rng):
     for variable, expected in zip(model.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), expected)
     assert int(model.optimizer.iterations) == 0
+
+
+@row("Options", "share_prefix=False")
+def without_shared_prefix(kind, rng):
+    check(lambda: build(kind), *rows_of(kind, rng), share_prefix=False)
+
+
+@row("Options", "fuse_head=True")
+def with_fused_head(kind, rng):
+    if kind in ("functional", "sequential", "keras_hub"):
+        check(lambda: build(kind), *rows_of(kind, rng), fuse_head=True)
+        return
+    with pytest.raises(ValueError, match="Expected a `base` whose last layer can be computed with the loss"):
+        check(lambda: build(kind), *rows_of(kind, rng), fuse_head=True)
+    raise Unsupported("the last layer is within another, or in code: an error before training says so")

@@ -73,5 +73,5 @@ def by_head(y, features, kernel):
     head.weights = lambda: [kernel]
     shares = ops.ones((len(features) // 2, 2)) / len(features)
     pairs = ops.reshape(features, (-1, 2, FEATURES))
-    terms = head.terms(pairs, ops.reshape(y, (-1, 2)), shares, shares, scale=0.5)
+    terms = head.terms(pairs, ops.reshape(y, (-1, 2)), 0.0, shares, shares, scale=0.5)
     return terms[0] + 0.5 * terms[1]

@@ -137,18 +137,17 @@ def main(argv=None):
     cli.configure(args)
     splits, names = load_images(args)
     preprocessor = build_preprocessor(args)
-    batches = prepare(args, splits, preprocessor)
+    test = prepare(args, splits, preprocessor)["test"]
 
     def score(classifier):
         network = keras.Model(classifier.input, classifier.output)
-        test = batches["test"]
         images, labels = test if isinstance(test, tuple) else (test, np.concatenate([y for _, y in test]))
         return report.classification_scores(network.predict(images, verbose=0), labels)
 
     classifier, results = training.train(
         args,
         lambda: build_classifier(args, preprocessor, len(names)),
-        batches,
+        lambda: prepare(args, splits, preprocessor),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         score,
         metrics=["accuracy"],

@@ -87,7 +87,7 @@ def as_rows(args, documents, tokenizer):
 
     tokens = documents.map(lambda text: tf.concat([tokenizer(text), [end]], axis=0), num_parallel_calls=-1).unbatch()
     rows = tokens.batch(length, drop_remainder=True).shuffle(10_000)
-    return rows.batch(args.batch_size, drop_remainder=True).map(split).prefetch(-1)
+    return rows.batch(args.batch_size).map(split).prefetch(-1)
 
 
 def build_model(args, tokenizer):
@@ -125,7 +125,7 @@ def main(argv=None):
     model, results = training.train(
         args,
         lambda: build_model(args, tokenizer),
-        {
+        lambda: {
             "train": as_rows(args, data.limit(splits["train"], args.rows), tokenizer),
             "validation": as_rows(args, data.limit(splits["validation"], args.test_rows), tokenizer),
         },

@@ -19,7 +19,7 @@ import numpy as np
 from common import cli, data, report, training
 from rouge_score import rouge_scorer
 
-from keras_rdrop.divergences import SymmetricKL
+from keras_rdrop.losses import SparseCategoricalCrossentropy
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
@@ -152,13 +152,12 @@ def main(argv=None):
     model, results = training.train(
         args,
         lambda: build_model(args, preprocessor),
-        {
+        lambda: {
             name: data.as_batches(data.limit(splits[name], rows), preprocess, args.batch_size, shuffle=name == "train")
             for name, rows in (("train", args.rows), ("validation", args.test_rows))
         },
-        training.SmoothedCrossentropy(args.label_smoothing),
+        SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing),
         lambda model: rouge(summarize(model, texts, args.batch_size), references),
-        divergence=SymmetricKL(from_logits=True),
     )
     model.save(args.output / "model.keras")
     report.finish(args, f"{args.dataset or 'Docstrings'}: {len(texts)} test texts", results)

@@ -103,7 +103,7 @@ def prepare(args, splits, preprocessor):
     """What `fit` takes. With `--unlabelled`, R-Drop alone also trains on further rows, without their labels."""
 
     def preprocess(texts, labels):
-        return preprocessor(texts), labels
+        return preprocessor(texts, y=None), labels  # without `y`, KerasHub takes a pair of texts for text and label
 
     train, validation = data.limit(splits["train"], args.rows), data.limit(splits["validation"], args.test_rows)
     batches = {
@@ -148,9 +148,8 @@ def main(argv=None):
     splits, names = load_glue(args) if args.dataset else load_snippets(args.task)
     classes = len(names) if names else 1
     preprocessor = build_classifier(args, classes).preprocessor
-    batches = prepare(args, splits, preprocessor)
     texts, labels = data.as_lists(splits["test"], args.test_rows)
-    test = preprocessor(texts)
+    test = preprocessor(texts, y=None)
 
     def score(classifier):
         network = keras.Model(classifier.input, classifier.output)
@@ -159,7 +158,7 @@ def main(argv=None):
     classifier, results = training.train(
         args,
         lambda: build_classifier(args, classes),
-        batches,
+        lambda: prepare(args, splits, preprocessor),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True) if names else keras.losses.MeanSquaredError(),
         score,
         metrics=["accuracy"] if names and not args.unlabelled else [],  # in training it would count those rows

@@ -25,7 +25,7 @@ from common import cli, data, report, training
 from common.beam_search import beam_search
 from keras import ops
 
-from keras_rdrop.divergences import SymmetricKL
+from keras_rdrop.losses import SparseCategoricalCrossentropy
 
 HOME_ASSISTANT = ("homeassistant==2026.2.3", "8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c")
 PAD, START, END = 0, 1, 2
@@ -103,12 +103,12 @@ def flatten(messages, path=()):
             yield (*path, key), value
 
 
-def train_tokenizer(texts, size, path):
-    """Writes a SentencePiece model of both languages to `path`.model."""
+def train_tokenizer(args, texts):
+    """Writes a SentencePiece model of both languages."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
-        model_prefix=str(path),
-        vocab_size=size,
+        model_prefix=str(args.output / "sentencepiece"),
+        vocab_size=args.vocabulary_size,
         pad_id=PAD,
         bos_id=START,
         eos_id=END,
@@ -116,7 +116,10 @@ def train_tokenizer(texts, size, path):
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    return keras_hub.tokenizers.SentencePieceTokenizer(f"{path}.model")
+
+
+def load_tokenizer(args):
+    return keras_hub.tokenizers.SentencePieceTokenizer(str(args.output / "sentencepiece.model"))
 
 
 class Preprocessor:
@@ -197,7 +200,8 @@ def main(argv=None):
     cli.configure(args)
     splits = load_pairs(args)
     source_texts, target_texts = data.as_lists(splits["train"], args.rows or 200_000)
-    tokenizer = train_tokenizer(source_texts + target_texts, args.vocabulary_size, args.output / "sentencepiece")
+    train_tokenizer(args, source_texts + target_texts)
+    tokenizer = load_tokenizer(args)
     preprocessor = Preprocessor(tokenizer, args.sequence_length)
     texts, references = data.as_lists(splits["test"], args.test_rows)
     bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
@@ -211,18 +215,19 @@ def main(argv=None):
             "chrF": chrf.corpus_score(translations, [references]).score,
         }
 
+    def load():
+        preprocess = Preprocessor(load_tokenizer(args), args.sequence_length)
+        return {
+            name: data.as_batches(data.limit(splits[name], rows), preprocess, args.batch_size, shuffle=name == "train")
+            for name, rows in (("train", args.rows), ("validation", args.test_rows))
+        }
+
     model, results = training.train(
         args,
         lambda: build_model(args, tokenizer.vocabulary_size()),
-        {
-            name: data.as_batches(
-                data.limit(splits[name], rows), preprocessor, args.batch_size, shuffle=name == "train"
-            )
-            for name, rows in (("train", args.rows), ("validation", args.test_rows))
-        },
-        training.SmoothedCrossentropy(args.label_smoothing),
+        load,
+        SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing),
         score,
-        divergence=SymmetricKL(from_logits=True),
     )
     model.save(args.output / "model.keras")
     source = args.recipe or args.dataset or "Home Assistant"
@@ -235,8 +240,7 @@ def main(argv=None):
     print(f"BLEU is sacreBLEU's: {bleu.get_signature()}")
 
     restored = keras.models.load_model(args.output / "model.keras", compile=False)
-    tokenizer = keras_hub.tokenizers.SentencePieceTokenizer(str(args.output / "sentencepiece.model"))
-    preprocessor = Preprocessor(tokenizer, args.sequence_length)
+    preprocessor = Preprocessor(load_tokenizer(args), args.sequence_length)
     print("\nThe saved model, on test sentences:")
     translations = translate(restored, preprocessor, texts[:5], args.beams)
     for text, reference, translation in zip(texts, references, translations, strict=False):

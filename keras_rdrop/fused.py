@@ -7,7 +7,15 @@ from keras import ops
 
 from keras_rdrop import lean
 from keras_rdrop.divergences import SymmetricKL, Tensor
-from keras_rdrop.objective import Masked, PassDivergence, TrainingStep, mean_over_passes
+from keras_rdrop.losses import SparseCategoricalCrossentropy
+from keras_rdrop.masking import Masked, WithMaskOf
+from keras_rdrop.objective import PassDivergence, TrainingStep, mean_over_passes
+
+_LOSSES = (
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.SparseCategoricalCrossentropy,
+    SparseCategoricalCrossentropy,
+)
 
 
 class FusedTerms:
@@ -31,8 +39,7 @@ class FusedTerms:
     @classmethod
     def of(cls, loss: keras.losses.Loss, divergence: PassDivergence | None) -> "FusedTerms | None":
         """What computes the two, if they are such a pair: no subclass, which could compute anything."""
-        losses = keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy
-        if divergence is None or type(loss) not in losses or type(divergence.divergence) is not SymmetricKL:
+        if divergence is None or type(loss) not in _LOSSES or type(divergence.divergence) is not SymmetricKL:
             return None
         configs = loss.get_config(), divergence.divergence.get_config()
         fits = all(config["from_logits"] and config.get("axis", -1) == -1 for config in configs)
@@ -74,7 +81,7 @@ class FusedTerms:
             of_loss, of_divergence = (
                 ops.reshape(elements.shares(y_pred, valid, weights), passes) for elements, weights in weighed
             )
-            terms = step.head.terms(of_passes, targets, of_loss, of_divergence, scale=step.alpha / 2)
+            terms = step.head.terms(of_passes, targets, self.label_smoothing, of_loss, of_divergence, step.alpha / 2)
             loss, divergence = ops.unstack(terms, 2)
         return loss, divergence
 
@@ -117,14 +124,3 @@ class Elements(keras.losses.Loss):
         shares = self._unreduced.reduce(ones, y_pred, valid, weights)
         signs = ops.sign(shares)  # with these, no weights of both signs add up to 0
         return shares * ops.divide_no_nan(self.reduce(signs, y_pred, valid, weights), ops.sum(ops.abs(shares)))
-
-
-class WithMaskOf(keras.layers.Layer):
-    """Gives the Keras mask of one tensor to another: calling a layer is the public way to read it."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def call(self, inputs: Tensor, tensor: Tensor) -> Tensor:
-        return tensor

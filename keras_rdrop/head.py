@@ -56,13 +56,20 @@ class Head:
         return [ops.cast(weight, self._dtype) for weight in weights]
 
     def terms(
-        self, features: Tensor, targets: Tensor, of_cross_entropy: Tensor, of_divergence: Tensor, scale: float | Tensor
+        self,
+        features: Tensor,
+        targets: Tensor,
+        label_smoothing: float,
+        of_cross_entropy: Tensor,
+        of_divergence: Tensor,
+        scale: float | Tensor,
     ) -> Tensor:
         """Weighted sums of cross-entropy and of symmetric KL from the logits of this layer.
 
         Args:
             features: Of shape `(rows, passes, ..., features)`: the passes over each row.
             targets: Integers of shape `(rows, passes, ...)`.
+            label_smoothing: The part of each target that is spread over all classes.
             of_cross_entropy: Weight of each cross-entropy, a float tensor of the shape of the targets.
             of_divergence: Weight of each divergence, likewise.
             scale: What the second sum is multiplied by before it is added to the first. The gradient is that of this
@@ -86,7 +93,7 @@ class Head:
             def work_off(index: Any, totals: list[Tensor]) -> list[Tensor]:
                 of_features, *sums = totals
                 chunk = (array[index] for array in (features, targets, *weights))
-                part, *sums = _add_terms_and_gradients(sums, layer_weights, scale, *chunk)
+                part, *sums = _add_terms_and_gradients(sums, layer_weights, label_smoothing, scale, *chunk)
                 return [ops.slice_update(of_features, (index, 0, 0, 0), ops.expand_dims(part, 0)), *sums]
 
             totals = [ops.zeros_like(features)]
@@ -126,6 +133,7 @@ def _chunks(array: Tensor, size: int) -> Tensor:
 def _add_terms_and_gradients(
     totals: list[Tensor],
     layer_weights: tuple[Tensor, ...],
+    label_smoothing: float,
     scale: float | Tensor,
     features: Tensor,
     targets: Tensor,
@@ -147,9 +155,9 @@ def _add_terms_and_gradients(
     targets, of_cross_entropy, of_divergence = (
         ops.expand_dims(array, -1) for array in (targets, of_cross_entropy, of_divergence)
     )
-    cross_entropy, divergence, saved = lean.forward(logits, targets)
+    cross_entropy, divergence, saved = lean.forward(logits, targets, label_smoothing)
     sums += ops.stack([ops.sum(of_cross_entropy * cross_entropy), ops.sum(of_divergence * divergence)])
-    of_logits = lean.backward(logits, targets, saved, of_cross_entropy, scale * of_divergence)
+    of_logits = lean.backward(logits, targets, label_smoothing, saved, of_cross_entropy, scale * of_divergence)
     of_logits = ops.reshape(of_logits, (rows * passes, -1))
     of_kernel = _add_product(of_kernel, ops.transpose(features), of_logits)
     of_bias = [total + ops.cast(ops.sum(of_logits, axis=0), total.dtype) for total in of_bias]

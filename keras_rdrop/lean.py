@@ -36,7 +36,7 @@ def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smooth
         targets: Integers of shape `(rows, passes, ...)`, or distributions of shape `(rows, passes, ..., classes)`.
         logits: Of shape `(rows, passes, ..., classes)`: the passes over each row. Computed in float32 or better; the
             gradient has the dtype of the logits.
-        label_smoothing: As in `keras.losses.CategoricalCrossentropy`; for distributions only.
+        label_smoothing: The part of each target that is spread over all classes.
 
     Returns:
         A tensor of shape `(2, rows, passes, ...)`, in nats: the cross-entropy of each pass, and the symmetric KL
@@ -48,17 +48,15 @@ def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smooth
     logits = ops.reshape(logits, (rows, passes, -1, classes))
     targets = ops.reshape(targets, (rows, passes, -1, 1 if is_sparse else classes))
     targets = as_indices(targets) if is_sparse else ops.cast(targets, at_least_float32(logits.dtype))
-    if label_smoothing:
-        targets = targets * (1.0 - label_smoothing) + label_smoothing / classes
 
     @ops.custom_gradient
     def terms(logits: Tensor) -> tuple[Tensor, Any]:
-        cross_entropy, divergence, saved = forward(logits, targets)
+        cross_entropy, divergence, saved = forward(logits, targets, label_smoothing)
 
         def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
             if upstream is None:  # JAX passes it alone
                 (upstream,) = args
-            return backward(logits, targets, saved, upstream[0], upstream[1])
+            return backward(logits, targets, label_smoothing, saved, upstream[0], upstream[1])
 
         return ops.stack([cross_entropy, divergence]), gradient
 
@@ -70,33 +68,39 @@ def as_indices(targets: Tensor) -> Tensor:
     return ops.cast(targets, "int64" if _BACKEND == "torch" else "int32")
 
 
-def forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Both terms, and what `backward` wants to know again.
 
     Args:
         logits: Of shape `(rows, passes, steps, classes)`.
         targets: Integers of shape `(rows, passes, steps, 1)`, or floats of the shape of the logits.
+        label_smoothing: As in `cross_entropy_and_symmetric_kl`.
 
     Returns:
         Cross-entropy and divergence, of shape `(rows, passes, steps, 1)`, and a tuple.
     """
     number_a_row = (*ops.shape(logits)[:-1], 1), at_least_float32(logits.dtype)
-    cross_entropy, k, normalizer = _work_off(_forward, (logits, targets), [number_a_row] * 3)
+    cross_entropy, k, normalizer = _work_off(_forward, label_smoothing, (logits, targets), [number_a_row] * 3)
     divergence = ops.maximum(ops.sum(k, axis=1, keepdims=True), 0.0) / (logits.shape[1] - 1)
     return cross_entropy, ops.broadcast_to(divergence, ops.shape(k)), (normalizer, k)
 
 
 def backward(
-    logits: Tensor, targets: Tensor, saved: tuple[Tensor, Tensor], of_cross_entropy: Tensor, of_divergence: Tensor
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    saved: tuple[Tensor, Tensor],
+    of_cross_entropy: Tensor,
+    of_divergence: Tensor,
 ) -> Tensor:
     """The gradient with respect to the logits, in their dtype, given those with respect to the terms of `forward`."""
     of_divergence = ops.broadcast_to(ops.sum(of_divergence, axis=1, keepdims=True), ops.shape(of_divergence))
     arrays = (logits, targets, *saved, of_cross_entropy, of_divergence)
-    (result,) = _work_off(_backward, arrays, [(ops.shape(logits), logits.dtype)])
+    (result,) = _work_off(_backward, label_smoothing, arrays, [(ops.shape(logits), logits.dtype)])
     return result
 
 
-def _forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Cross-entropy, k, and the logarithm of the normalizer, `(rows, passes, steps, 1)` each."""
     logits = ops.cast(logits, at_least_float32(logits.dtype))
     largest = ops.max(logits, axis=-1, keepdims=True)
@@ -108,11 +112,20 @@ def _forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         cross_entropy = log_total - ops.take_along_axis(shifted, targets, axis=-1)
     else:
         cross_entropy = ops.sum(targets * (log_total - shifted), axis=-1, keepdims=True)
+    if label_smoothing:
+        of_all = log_total - ops.mean(shifted, axis=-1, keepdims=True)
+        cross_entropy = (1.0 - label_smoothing) * cross_entropy + label_smoothing * of_all
     return cross_entropy, k, largest + log_total
 
 
 def _backward(
-    logits: Tensor, targets: Tensor, normalizer: Tensor, k: Tensor, of_cross_entropy: Tensor, of_divergence: Tensor
+    label_smoothing: float,
+    logits: Tensor,
+    targets: Tensor,
+    normalizer: Tensor,
+    k: Tensor,
+    of_cross_entropy: Tensor,
+    of_divergence: Tensor,
 ) -> tuple[Tensor]:
     """The gradient with respect to the logits, given those with respect to the two terms."""
     passes = logits.shape[1]
@@ -123,15 +136,18 @@ def _backward(
     p_mean = (p + ops.exp(ops.flip(log_p, axis=1))) / 2 if _flips(p) else ops.mean(p, axis=1, keepdims=True)
     result = _centered(log_p)
     result *= of_divergence
-    result += of_cross_entropy * of_targets - of_divergence * (k - 1.0)
+    of_all, of_one = label_smoothing * of_cross_entropy, (1.0 - label_smoothing) * of_cross_entropy
+    result += of_one * of_targets + of_all - of_divergence * (k - 1.0)
     result *= p
     result -= of_divergence * p_mean
+    if label_smoothing:
+        result -= of_all / logits.shape[-1]
     if not _is_sparse(targets):
-        result -= of_cross_entropy * targets
+        result -= of_one * targets
     elif _BACKEND == "torch":
-        result.scatter_add_(-1, targets, -of_cross_entropy)
+        result.scatter_add_(-1, targets, -of_one)
     else:  # XLA fuses the comparison, so no array of one-hot targets comes to be
-        result -= ops.where(ops.arange(logits.shape[-1], dtype="int32") == targets, of_cross_entropy, 0.0)
+        result -= ops.where(ops.arange(logits.shape[-1], dtype="int32") == targets, of_one, 0.0)
     return (ops.cast(result, logits.dtype),)
 
 
@@ -170,32 +186,36 @@ def _flips(x: Tensor) -> bool:
 
 
 def _work_off(
-    function: Callable[..., tuple[Tensor, ...]], arrays: tuple[Tensor, ...], results: list[tuple[Any, str]]
+    function: Callable[..., tuple[Tensor, ...]],
+    label_smoothing: float,
+    arrays: tuple[Tensor, ...],
+    results: list[tuple[Any, str]],
 ) -> tuple[Tensor, ...]:
     """Calls `function` on arrays of shape `(rows, passes, steps, ...)`: at once, or on PyTorch a chunk at a time.
 
     Args:
         function: Works on every row and step by itself.
-        arrays: The logits, and what else the function takes.
+        label_smoothing: Its first argument.
+        arrays: The logits, and what else it takes.
         results: Shape and dtype of each of its results.
     """
     if _BACKEND == "tensorflow":
-        return _compiled(function)(*arrays)
+        return _compiled(function, label_smoothing)(*arrays)
     if _BACKEND == "jax":
-        return function(*arrays)
+        return function(label_smoothing, *arrays)
     filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
     for chunk in _chunks(arrays[0]):
-        for whole, part in zip(filled, function(*(array[chunk] for array in arrays)), strict=True):
+        for whole, part in zip(filled, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
             whole[chunk] = part
     return filled
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Any:
+def _compiled(function: Callable[..., Any], label_smoothing: float) -> Any:
     """Compiled by XLA even where Keras does not compile the step, as for a model with an embedding."""
     import tensorflow as tf
 
-    return tf.function(function, jit_compile=True)
+    return tf.function(functools.partial(function, label_smoothing), jit_compile=True)
 
 
 def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:

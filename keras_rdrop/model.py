@@ -55,8 +55,8 @@ class RDropModel(preprocessing.PreprocessingModel):
         fuse_head: Whether training computes the last layer of the base together with the loss, a few rows at a time,
             so that the logits of a batch never exist: for large vocabularies. For a Functional or Sequential base with
             one output, from a `keras.layers.Dense` without activation or from a `keras.layers.ReversibleEmbedding`,
-            and `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. The result is the same, but
-            the compiled metrics, which would need the logits, are computed in evaluation only.
+            and `SparseCategoricalCrossentropy(from_logits=True)`, that of Keras or of `keras_rdrop.losses`. The
+            result is the same, but the compiled metrics, which need the logits, are computed in evaluation only.
         name: Optional name.
 
     Raises:

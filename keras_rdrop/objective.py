@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_rdrop.divergences import Divergence, SymmetricKL, Tensor
 from keras_rdrop.head import Head
+from keras_rdrop.masking import Masked
 
 
 class TrainingStep(threading.local):
@@ -146,17 +147,6 @@ class PassDivergence(keras.losses.Loss):
             return self.divergence.compare(*y_preds)
         pairs = list(itertools.permutations(y_preds, 2))
         return sum(self.divergence.call(first, second) for first, second in pairs) / len(pairs)
-
-
-class Masked(keras.layers.Layer):
-    """Gives its input a Keras mask: calling a layer is the public way to set one."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def call(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
-        return inputs
 
 
 def _without_unlabelled(

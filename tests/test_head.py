@@ -9,6 +9,7 @@ from test_lean import derived, value_and_gradient
 
 from keras_rdrop import RDropModel, head
 from keras_rdrop.head import Head
+from keras_rdrop.losses import SparseCategoricalCrossentropy
 
 layers, ops = keras.layers, keras.ops
 CLASSES = 11
@@ -27,7 +28,7 @@ def dense(use_bias=True):
     return layer
 
 
-def check_terms(rng, layer, shape, scale):
+def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
     """Loss and gradient in the features and in the weights, packed into one vector, against derived ones."""
     features = rng.normal(size=(*shape, 4)).astype("float32")
     targets = ops.convert_to_tensor(rng.integers(0, CLASSES, shape).astype("int32"))
@@ -42,12 +43,12 @@ def check_terms(rng, layer, shape, scale):
         features, *of_layer = unpacked(vector)
         output = Head(layer)
         output.weights = lambda: of_layer
-        terms = output.terms(features, targets, *weights, scale)
+        terms = output.terms(features, targets, label_smoothing, *weights, scale)
         return terms[0] + scale * terms[1]
 
     def expected(vector):
         features, kernel, *bias = unpacked(vector)
-        terms = derived(targets, sum(bias, ops.matmul(features, kernel)), 0.0)
+        terms = derived(targets, sum(bias, ops.matmul(features, kernel)), label_smoothing)
         return ops.sum(weights[0] * terms[0]) + scale * ops.sum(weights[1] * terms[1])
 
     vector = np.concatenate([array.ravel() for array in arrays])
@@ -61,7 +62,7 @@ def check_terms(rng, layer, shape, scale):
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 3), (2, 3, 2, 2)])
 def test_terms_and_gradients(shape, use_bias, rng):
-    check_terms(rng, dense(use_bias), shape, scale=1.5)
+    check_terms(rng, dense(use_bias), shape, scale=1.5, label_smoothing=0.1 if use_bias else 0.0)
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_half_precision_keeps_small_gradients(rng):
     def gradient(weight, loss_scale):
         weights = weight * ops.ones((4, 2))
         value = value_and_gradient(
-            lambda x: loss_scale * Head(layer).terms(ops.cast(x, "float16"), targets, weights, weights, 0.5)[0],
+            lambda x: loss_scale * Head(layer).terms(ops.cast(x, "float16"), targets, 0.0, weights, weights, 0.5)[0],
             ops.cast(features, "float32"),
         )
         return ops.convert_to_numpy(value[1])
@@ -133,6 +134,7 @@ BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tag
         (tagger, {"ignore_class": 2, "reduction": "sum"}, True, {"passes": 3}),
         (tagger, {"reduction": "mean_with_sample_weight"}, True, {"share_prefix": False}),
         (language_model, {}, True, {"unlabelled": 2}),
+        (tagger, {"ignore_class": 2, "label_smoothing": 0.1}, True, {}),
     ],
 )
 def test_the_same_training(make_base, loss_options, weighted, options, rng):
@@ -149,7 +151,7 @@ def test_the_same_training(make_base, loss_options, weighted, options, rng):
         keras.utils.set_random_seed(1)
         alpha = keras.optimizers.schedules.PolynomialDecay(0.5, 3, 4.0)
         model = RDropModel(make_base(), alpha=alpha, fuse_head=fuse_head, **options)
-        loss = L.SparseCategoricalCrossentropy(from_logits=True, **loss_options)
+        loss = SparseCategoricalCrossentropy(from_logits=True, **loss_options)
         model.compile(keras.optimizers.SGD(0.1), loss, loss_weights=0.5)
         model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
         for step in range(3):
@@ -175,7 +177,8 @@ def test_weights_of_both_signs(rng):
         model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True))
         model.make_train_function()
         keras.utils.set_random_seed(2)
-        losses.append(model.train_on_batch(x, y, sample_weight=np.array([1.0, -1.0, 0.5, -0.5])))
+        weights = np.array([1.0, -1.0, 0.5, -0.5])
+        losses.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True)["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-6)
     assert abs(losses[0]) > 1e-3
 

@@ -39,7 +39,7 @@ def derived(targets, logits, label_smoothing):
     log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     if len(targets.shape) < len(logits.shape):
         targets = ops.one_hot(targets, logits.shape[-1])
-    elif label_smoothing:
+    if label_smoothing:
         targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     cross_entropy = -ops.sum(ops.cast(targets, "float32") * log_p, axis=-1)
     divergence = symmetric_kl(*ops.unstack(logits, axis=1), from_logits=True)
@@ -70,7 +70,7 @@ def check(rng, rows, passes, steps, classes, sparse, label_smoothing, dtype="flo
 
 @pytest.mark.parametrize("passes", [2, 3])
 @pytest.mark.parametrize("steps", [None, 3])
-@pytest.mark.parametrize(("sparse", "label_smoothing"), [(True, 0.0), (False, 0.0), (False, 0.1)])
+@pytest.mark.parametrize(("sparse", "label_smoothing"), [(True, 0.0), (True, 0.1), (False, 0.0), (False, 0.1)])
 def test_terms_and_gradient(passes, steps, sparse, label_smoothing, rng):
     check(rng, 4, passes, steps, 7, sparse, label_smoothing)
 
@@ -137,5 +137,5 @@ def test_passes_that_nearly_agree(rng):
     scale=st.sampled_from([0.1, 1.0, 10.0]),
 )
 def test_terms_and_gradient_of_random_shapes(seed, rows, passes, steps, classes, sparse, smoothed, scale):
-    smoothing = 0.1 if smoothed and not sparse else 0.0
+    smoothing = 0.1 if smoothed else 0.0
     check(np.random.default_rng(seed), rows, passes, steps, classes, sparse, smoothing, scale=scale)

@@ -6,6 +6,7 @@ import pytest
 from known_noise import train
 
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
+from keras_rdrop.losses import SparseCategoricalCrossentropy
 from keras_rdrop.objective import TrainingStep
 from keras_rdrop.pairing import with_divergence
 
@@ -21,6 +22,7 @@ L = keras.losses
         (L.sparse_categorical_crossentropy, SymmetricKL, False),
         (L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0), SymmetricKL, True),
         (L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), SymmetricKL, True),
+        (SparseCategoricalCrossentropy(from_logits=True, label_smoothing=0.1), SymmetricKL, True),
         (L.CategoricalFocalCrossentropy(), SymmetricKL, False),
         ("binary_crossentropy", BernoulliSymmetricKL, False),
         (L.BinaryCrossentropy(from_logits=True), BernoulliSymmetricKL, True),
@@ -43,6 +45,7 @@ def test_auto_takes_axis_and_reduction_of_the_loss():
     loss = L.CategoricalCrossentropy(axis=1, reduction="mean_with_sample_weight")
     output_loss = with_divergence(loss, "auto", None, TrainingStep(2))
     assert output_loss.divergence.divergence.get_config()["axis"] == 1
+    assert output_loss.fused is None
     assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
 
 

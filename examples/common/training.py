@@ -13,14 +13,14 @@ from common import cli
 from keras_rdrop import RDropModel
 
 
-def train(args, build, data, loss, score, metrics=(), **rdrop):
+def train(args, build, load, loss, score, metrics=(), **rdrop):
     """Trains R-Drop, and with `--compare` the plain model before it.
 
     Args:
         args: The arguments of the command line.
         build: Function without arguments that builds the functional `keras.Model` or KerasHub task to train.
-        data: Dict of `"train"` and `"validation"` to what `as_batches` returned; under the name of an arm, what that
-            arm trains on instead.
+        load: Function without arguments that returns a dict of `"train"` and `"validation"` to what `as_batches`
+            returned; under the name of an arm, what that arm trains on instead.
         loss: The `keras.losses.Loss`.
         score: Function from the trained model to a dict of its test scores.
         metrics: Names of metrics to log.
@@ -36,6 +36,7 @@ def train(args, build, data, loss, score, metrics=(), **rdrop):
             results.append(json.loads(finished.read_text()))
             continue
         keras.utils.set_random_seed(args.seed)
+        data = load()  # after the seed, which orders the rows of tf.data and takes from SentencePiece its model there
         batches = data.get(arm, data["train"])
         steps_per_epoch = count_steps(batches, args)
         epochs = math.ceil(args.steps / steps_per_epoch) if args.steps else args.epochs
@@ -121,29 +122,6 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps, "decay": self.decay}
-
-
-@keras.saving.register_keras_serializable("examples")
-class SmoothedCrossentropy(keras.losses.Loss):
-    """Cross-entropy of integer targets with label smoothing, from logits.
-
-    `keras.losses.CategoricalCrossentropy(label_smoothing=...)` wants one-hot targets, which for a vocabulary are as
-    large as the logits.
-    """
-
-    def __init__(self, label_smoothing, name="smoothed_crossentropy", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.label_smoothing = label_smoothing
-
-    def call(self, y_true, y_pred):
-        log_probabilities = ops.log_softmax(ops.cast(y_pred, "float32"), axis=-1)
-        targets = ops.expand_dims(ops.cast(y_true, "int32"), -1)
-        of_target = ops.squeeze(ops.take_along_axis(log_probabilities, targets, axis=-1), -1)
-        of_all = ops.mean(log_probabilities, axis=-1)
-        return -(1.0 - self.label_smoothing) * of_target - self.label_smoothing * of_all
-
-    def get_config(self):
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
 class StepTimer(keras.callbacks.Callback):

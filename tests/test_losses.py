@@ -1,0 +1,52 @@
+"""Label smoothing of integer targets, against Keras's own of one-hot ones."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_rdrop.losses import SparseCategoricalCrossentropy
+
+L = keras.losses
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "none"])
+def test_equals_that_of_one_hot_targets(from_logits, reduction, rng):
+    predictions = rng.uniform(0.1, 1, size=(4, 3, 5)).astype("float32")
+    targets, weights = rng.integers(0, 5, (4, 3)), rng.uniform(size=(4, 3))
+    options = {"from_logits": from_logits, "label_smoothing": 0.1, "reduction": reduction}
+    loss = SparseCategoricalCrossentropy(**options)(targets, predictions, weights)
+    expected = L.CategoricalCrossentropy(**options)(np.eye(5)[targets], predictions, weights)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(loss), keras.ops.convert_to_numpy(expected), rtol=1e-5)
+
+
+def test_ignored_elements_do_not_count(rng):
+    logits, targets = rng.normal(size=(6, 5)).astype("float32"), np.array([2, 0, 2, 1, 4, 3])
+    loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=2, label_smoothing=0.2)
+    valid = targets != 2
+    expected = L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(
+        np.eye(5)[targets[valid]], logits[valid]
+    )
+    np.testing.assert_allclose(float(loss(targets, logits)), float(expected), rtol=1e-5)
+    np.testing.assert_allclose(float(loss(targets[:, None], logits)), float(expected), rtol=1e-5)
+
+
+def test_axis_and_config(rng):
+    logits, targets = rng.normal(size=(4, 5, 3)).astype("float32"), rng.integers(0, 5, (4, 3))
+    loss = SparseCategoricalCrossentropy(from_logits=True, label_smoothing=0.2, axis=1)
+    loss = L.deserialize(L.serialize(loss))
+    expected = L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)
+    expected = expected(np.eye(5)[targets], np.swapaxes(logits, 1, 2))
+    np.testing.assert_allclose(float(loss(targets, logits)), float(expected), rtol=1e-5)
+
+
+def test_nothing_to_smooth_is_the_loss_of_keras(rng):
+    logits, targets = rng.normal(size=(4, 5)).astype("float32"), rng.integers(0, 5, 4)
+    losses = [loss(from_logits=True) for loss in (SparseCategoricalCrossentropy, L.SparseCategoricalCrossentropy)]
+    np.testing.assert_allclose(*(float(loss(targets, logits)) for loss in losses), rtol=1e-6)
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 1.0, float("nan")])
+def test_bad_label_smoothing(label_smoothing):
+    with pytest.raises(ValueError, match="Expected `label_smoothing` to be in"):
+        SparseCategoricalCrossentropy(label_smoothing=label_smoothing)

@@ -15,14 +15,13 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
 
     Equal to `keras.losses.CategoricalCrossentropy(label_smoothing=...)` of one-hot targets (Szegedy et al., 2016,
     arXiv 1512.00567, section 7), which for a vocabulary are as large as the predictions. `RDropModel` computes it
-    together with the divergence, like the losses of Keras.
+    together with the divergence, like the losses of Keras. The classes are on the last axis.
 
     Args:
         from_logits: Whether predictions are logits. Else they are probabilities.
         ignore_class: Integer target of elements that do not count, or `None`.
         label_smoothing: Float in `[0, 1)`: the part of each target that is spread over all classes.
         reduction: As in `keras.losses.Loss`.
-        axis: The axis of the classes.
         name: Optional name.
         dtype: As in `keras.losses.Loss`.
 
@@ -42,7 +41,6 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         ignore_class: int | None = None,
         label_smoothing: float = 0.0,
         reduction: str | None = "sum_over_batch_size",
-        axis: int = -1,
         name: str = "sparse_categorical_crossentropy",
         dtype: Any = None,
     ) -> None:
@@ -50,15 +48,14 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
             raise ValueError(
                 f"Expected `label_smoothing` to be in [0, 1). Received: label_smoothing={label_smoothing!r}"
             )
-        super().__init__(from_logits, ignore_class, reduction, axis, name, dtype)
+        super().__init__(from_logits, ignore_class, reduction, name=name, dtype=dtype)
         self.label_smoothing = label_smoothing
-        self.axis = axis
         self._masked = Masked(autocast=False)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         of_targets = super().call(y_true, y_pred)
-        uniform = ops.full_like(y_pred, 1 / y_pred.shape[self.axis])
-        of_all = keras.losses.categorical_crossentropy(uniform, y_pred, self.from_logits, axis=self.axis)
+        uniform = ops.full_like(y_pred, 1 / y_pred.shape[-1])
+        of_all = keras.losses.categorical_crossentropy(uniform, y_pred, self.from_logits)
         loss = (1.0 - self.label_smoothing) * of_targets + self.label_smoothing * of_all
         if self.ignore_class is None:
             return loss
@@ -66,4 +63,4 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         return self._masked(ops.where(valid, loss, 0.0), mask=valid)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "label_smoothing": self.label_smoothing, "axis": self.axis}
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import keras
-from keras import tree
+from keras import ops, tree
 
 from keras_rdrop.divergences import (
     BernoulliSymmetricKL,
@@ -154,6 +154,17 @@ def _check_from_logits(divergence: keras.losses.Loss, loss: keras.losses.Loss) -
         )
 
 
+def _check_last_axis(loss: keras.losses.Loss) -> None:
+    """Of all losses this one does not tell its axis, so it is tried."""
+    try:
+        loss.call(ops.zeros((1, 3), dtype="int32"), ops.ones((1, 3, 2)))
+    except ValueError as error:
+        raise ValueError(
+            f"Expected the loss '{loss.name}' to have axis=-1, or `RDropModel(divergence=...)` to be "
+            f"`keras_rdrop.divergences.SymmetricKL(from_logits=..., axis=...)`: the axis of that loss is not known."
+        ) from error
+
+
 def _get_divergence(identifier: Any, loss: keras.losses.Loss) -> keras.losses.Loss | None:
     if identifier is None:
         return None
@@ -171,6 +182,8 @@ def _get_divergence(identifier: Any, loss: keras.losses.Loss) -> keras.losses.Lo
             f"`keras.losses`, or `RDropModel(divergence=...)` with a `keras.losses.Loss` on two predictions, such as "
             f"`keras_rdrop.divergences.SymmetricKL(from_logits=True)`. Received: divergence={identifier!r}"
         )
+    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+        _check_last_axis(loss)
     config = loss.get_config()
     kwargs = {"axis": config.get("axis", -1), "reduction": loss.reduction}
     if wanted is not MeanSquaredDifference:

@@ -49,6 +49,15 @@ def test_auto_takes_axis_and_reduction_of_the_loss():
     assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="elsewhere Keras has this loss for the last axis only")
+def test_an_axis_that_the_loss_does_not_tell():
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, axis=1)
+    with pytest.raises(ValueError, match="Expected the loss 'sparse_categorical_crossentropy' to have axis=-1"):
+        with_divergence(loss, "auto", None, TrainingStep(2))
+    output_loss = with_divergence(loss, SymmetricKL(from_logits=True, axis=1), None, TrainingStep(2))
+    assert output_loss.fused is None
+
+
 def test_a_function_as_loss_is_what_keras_makes_of_it(rng):
     """Targets (B,) and predictions (B, 1) are brought to the same rank, as for any Keras loss."""
     x, noise, y = rng.normal(size=(4, 1)), rng.uniform(size=(8, 1)), rng.normal(size=4)

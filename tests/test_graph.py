@@ -5,8 +5,11 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from keras_rdrop import RDropModel
+from keras_rdrop.divergences import SymmetricKL
 from keras_rdrop.graph import NoTrainingGraph, training_graph
 
 layers = keras.layers
@@ -18,6 +21,10 @@ class Twice(layers.Layer):
 
     def call(self, inputs):
         return 2 * inputs
+
+
+class Apart(SymmetricKL):
+    """The same divergence, but no subclass is computed together with the loss."""
 
 
 def image_base():
@@ -191,3 +198,57 @@ def test_no_shared_prefix_of_sparse_inputs():
     inputs = keras.Input((3,), sparse=True)
     with pytest.raises(NoTrainingGraph, match="its inputs are sparse or ragged"):
         training_graph(keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs))), 2)
+
+
+def dense(units=4, activation=None):
+    return layers.Dense(units, activation=activation)
+
+
+# What a random graph is made of: functions of one or two of the tensors before.
+STEPS = [
+    lambda one, _: dense(activation="tanh")(one),
+    lambda one, _: layers.Dropout(0.3)(one),
+    lambda one, _: layers.Dropout(0.3)(one, training=False),
+    lambda one, _: layers.LayerNormalization()(one),
+    lambda one, _: keras.Sequential([dense(), layers.Dropout(0.3), dense()])(one),
+    lambda one, _: keras.Sequential([dense(activation="relu"), dense()])(one),
+    lambda one, other: layers.Add()([one, other]),
+    lambda one, other: dense()(layers.Concatenate()([one, other])),
+    lambda one, other: keras.ops.sigmoid(one) * other,
+]
+
+
+def random_base(rng, size):
+    tensors = inputs = [keras.Input((4,)) for _ in range(rng.integers(1, 3))]
+    for _ in range(size):
+        operands = [tensors[place] for place in rng.integers(0, len(tensors), 2)]
+        tensors = [*tensors, STEPS[rng.integers(0, len(STEPS))](*operands)]
+    last = layers.Add()(tensors[-2:]) if rng.integers(0, 2) and size else tensors[-1]
+    return keras.Model(inputs, dense(3)(layers.Dropout(0.3)(last)))
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 10), passes=st.integers(2, 3), fuse_head=st.booleans())
+def test_random_graphs(seed, size, passes, fuse_head):
+    """Loss, divergence and, after a step of gradient descent, every weight, with and without all that makes it fast."""
+    logs, weights = [], []
+    for fast in (True, False):
+        rng = np.random.default_rng(seed)
+        keras.utils.set_random_seed(1)
+        base = random_base(rng, size)
+        x = [rng.normal(size=(4, 4)).astype("float32") for _ in base.inputs]
+        options = {
+            "share_prefix": fast,
+            "fuse_head": fuse_head and fast,
+            "divergence": "auto" if fast else Apart(from_logits=True),
+        }
+        model = RDropModel(base, passes=passes, **options)
+        model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        keras.utils.set_random_seed(2)
+        logs.append(model.train_on_batch(x, rng.integers(0, 3, 4), return_dict=True))
+        weights.append(model.get_weights())
+    assert logs[0] == pytest.approx(logs[1], rel=1e-5, abs=1e-6)
+    for weight, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)

@@ -45,6 +45,15 @@ def test_nothing_to_smooth_is_the_loss_of_keras(rng):
     np.testing.assert_allclose(*(float(loss(targets, logits)) for loss in losses), rtol=1e-6)
 
 
+def test_defaults_and_dtype_are_those_of_keras(rng):
+    predictions, targets = rng.uniform(0.1, 1, size=(4, 5)), rng.integers(0, 5, 4)
+    for options in ({}, {"dtype": "float16"}):
+        losses = [loss(**options) for loss in (SparseCategoricalCrossentropy, L.SparseCategoricalCrossentropy)]
+        loss, expected = (loss(targets, predictions) for loss in losses)
+        assert keras.backend.standardize_dtype(loss.dtype) == keras.backend.standardize_dtype(expected.dtype)
+        np.testing.assert_allclose(float(loss), float(expected), rtol=1e-3)
+
+
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.0, float("nan")])
 def test_bad_label_smoothing(label_smoothing):
     with pytest.raises(ValueError, match="Expected `label_smoothing` to be in"):

@@ -55,7 +55,7 @@ def two_outputs():
     inputs = {"a": keras.Input((3,)), "b": keras.Input((2,))}
     hidden = layers.Dense(4)(inputs["a"])
     sure = keras.ops.tanh(hidden) * 2.0
-    unsure = layers.Concatenate()([layers.Dropout(0.3)(hidden), inputs["b"]])
+    unsure = layers.Concatenate()([inputs["b"], layers.Dropout(0.3)(hidden)])
     return keras.Model(inputs, {"p": layers.Dense(3)(unsure), "q": layers.Dense(3)(sure)})
 
 

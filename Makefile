@@ -1,6 +1,7 @@
 # The two commands: `make demo` and `make test`. Both set up their own environment in .venv.
 PYTHON ?= python3
 KERAS_BACKEND ?= tensorflow
+MINUTES ?= 60
 BACKENDS := tensorflow jax torch
 # TensorFlow would report every GPU library that is missing.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -8,7 +9,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow behaviour coverage lint clean
+.PHONY: demo test test-slow behaviour evidence coverage lint clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -31,6 +32,11 @@ behaviour: $(VENV)/.test
 			--junitxml=build/behaviour-$$backend.xml; \
 	done
 	$(BIN)/python tests/behaviour/render.py build/behaviour-*.xml > docs/behaviour.md
+
+# Does R-Drop help? Runs what has no result yet, for so many minutes, and renders the results of all.
+evidence: $(VENV)/.test
+	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python benchmarks/quality/run.py --minutes $(MINUTES)
+	$(BIN)/python benchmarks/quality/evidence.py
 
 coverage: $(VENV)/.test
 	mkdir -p build

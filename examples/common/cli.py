@@ -24,13 +24,16 @@ def build_parser(task, description, **defaults):
     parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
     add = parser.add_argument
     recipes = [name for name, recipe in RECIPES.items() if recipe.task == task]
-    add("--compare", action="store_true", help="train plainly first, with the same seed and data")
+    arms = parser.add_mutually_exclusive_group()
+    arms.add_argument("--compare", action="store_true", help="train plainly first, with the same seed and data")
+    arms.add_argument("--plain", action="store_true", help="train plainly, without R-Drop")
     add("--recipe", choices=recipes, metavar="NAME", help="settings of the paper, on its data: " + ", ".join(recipes))
     add("--dataset", metavar="TFDS", help="data set of tensorflow_datasets; the default is small and fetched with pip")
     add("--data-dir", metavar="DIR", help="where tensorflow_datasets keeps its data")
     add("--rows", type=int, help="training rows, where there are more")
     add("--test-rows", type=int, help="rows to score on, where there are more")
     add("--alpha", type=float, default=1.0, help="weight of the divergence")
+    add("--alpha-warmup-steps", type=int, default=0, help="steps in which alpha grows from 0, linearly")
     add("--dropout", type=float, default=0.1, help="rate of the dropout layers")
     add("--batch-size", type=int, default=32, help="rows a step")
     add("--epochs", type=int, default=3, help="passes over the training rows")

@@ -1,0 +1,178 @@
+"""Renders the results of `run.py` into `docs/evidence.md` and its pictures: nothing there is typed by hand.
+
+python benchmarks/quality/evidence.py
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+from study import ARMS, TASKS
+
+HERE = Path(__file__).parent
+RIVALS = ("plain, equal row passes", "plain")
+HEAD = """# Evidence
+
+R-Drop against plain training on the same data, from the same initial weights and in the same order, by seed. "Equal row
+passes" trains plainly twice as long, with the schedule stretched: the same compute. The effect is the mean
+over the seeds of the paired difference, positive where R-Drop is better, with a 95 % bootstrap interval; p is that of
+the Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table. A verdict is what the
+interval says; it is "no difference seen" where the interval holds 0.
+
+Made by `make evidence` from `benchmarks/quality/results/`, which has every setting, score and learning curve.
+"""
+
+
+def load(folder):
+    """Results by task, arm and seed; of several of one cell, the last."""
+    results = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            results.setdefault(result["task"], {}).setdefault(result["arm"], {})[result["seed"]] = result
+    return results
+
+
+def effect(task, arms, arm, rival):
+    """The paired differences of the deciding score, positive where `arm` is better than `rival`."""
+    ours, theirs = (
+        {seed: result["scores"][TASKS[task].score] for seed, result in arms.get(name, {}).items()}
+        for name in (arm, rival)
+    )
+    sign = -1.0 if TASKS[task].lower_is_better else 1.0
+    return sign * np.array([ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))])
+
+
+def interval(differences):
+    """A 95 % bootstrap interval of the mean."""
+    if np.ptp(differences) == 0:
+        return float(differences[0]), float(differences[0])
+    found = stats.bootstrap((differences,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    return tuple(float(bound) for bound in found.confidence_interval)
+
+
+def holm(p_values):
+    """Holm's correction of several p-values for their number."""
+    order = np.argsort(p_values)
+    factors = len(p_values) - np.arange(len(p_values))
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1.0)
+    return corrected
+
+
+def verdict(low, high):
+    return "helps" if low > 0 else "hurts" if high < 0 else "no difference seen"
+
+
+def effects(results, arm, rival):
+    """A dict for each task that has both arms for two seeds or more."""
+    rows = []
+    for task in filter(results.__contains__, TASKS):
+        differences = effect(task, results[task], arm, rival)
+        if len(differences) > 1:
+            low, high = interval(differences)
+            p = 1.0 if not np.any(differences) else stats.wilcoxon(differences).pvalue
+            row = {"task": task, "seeds": len(differences), "effect": differences.mean()}
+            rows.append(row | {"low": low, "high": high, "p": p, "verdict": verdict(low, high)})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p"] = p
+    return rows
+
+
+def as_table(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def table_of_effects(rows):
+    return as_table(
+        ["task", "score", "seeds", "effect of R-Drop", "95 % interval", "p", "verdict"],
+        [
+            [row["task"], TASKS[row["task"]].score, row["seeds"], f"{row['effect']:+.3g}",
+             f"{row['low']:+.3g} to {row['high']:+.3g}", f"{row['p']:.2g}", row["verdict"]]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def table_of_scores(results):
+    """Mean and standard deviation of every arm."""
+    arms = [arm for arm in ARMS if any(arm in of_task for of_task in results.values())]
+    rows = []
+    for task in filter(results.__contains__, TASKS):
+        row = [task, TASKS[task].score + (", lower is better" if TASKS[task].lower_is_better else "")]
+        for arm in arms:
+            scores = [result["scores"][TASKS[task].score] for result in results[task].get(arm, {}).values()]
+            row.append(f"{np.mean(scores):.4g} ± {np.std(scores):.2g} ({len(scores)})" if scores else "-")
+        rows.append(row)
+    return as_table(["task", "score", *arms], rows)
+
+
+def draw_effects(by_rival, path):
+    figure, panels = plt.subplots(1, len(by_rival), figsize=(5 * len(by_rival), 4), layout="constrained", squeeze=False)
+    for axes, (rival, rows) in zip(panels[0], by_rival.items(), strict=True):
+        # Scores differ in unit: an effect is shown by its interval's share of it.
+        for place, row in enumerate(rows):
+            scale = max(abs(row["low"]), abs(row["high"])) or 1.0
+            axes.plot([row["low"] / scale, row["high"] / scale], [place, place], color="C0", linewidth=3, alpha=0.5)
+            axes.plot(row["effect"] / scale, place, "o", color="C0")
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(rows)), [row["task"] for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("effect of R-Drop, its 95 % interval scaled to 1")
+        axes.set_title(f"against {rival}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_curves(task, arms, path):
+    """Validation loss over row passes: the mean over the seeds, and the band from the smallest to the largest."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for color, (arm, runs) in enumerate(arms.items()):
+        curves = np.array([run["history"]["val_loss"] for run in runs.values()])
+        passes = next(iter(runs.values()))["scores"]["row passes"] * np.linspace(0, 1, curves.shape[1] + 1)[1:]
+        axes.plot(passes, curves.mean(axis=0), color=f"C{color}", label=arm)
+        axes.fill_between(passes, curves.min(axis=0), curves.max(axis=0), color=f"C{color}", alpha=0.2)
+    axes.set_xlabel("row passes")
+    axes.set_ylabel("validation loss")
+    axes.set_title(task)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def render(results, folder):
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    by_rival = {rival: rows for rival in RIVALS if (rows := effects(results, "R-Drop", rival))}
+    parts = [HEAD]
+    for rival, rows in by_rival.items():
+        parts.append(f"## Against {rival}\n\n{table_of_effects(rows)}")
+    draw_effects(by_rival, pictures / "evidence.png")
+    parts.append("![The effects and their intervals](pictures/evidence.png)\n")
+    parts.append("## All arms\n\nMean ± standard deviation over the seeds (their number).\n")
+    parts.append(table_of_scores(results))
+    parts.append("## Learning curves\n")
+    for task, arms in results.items():
+        name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
+        draw_curves(task, arms, pictures / name)
+        parts.append(f"![{task}](pictures/{name})\n")
+    (folder / "evidence.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs", help="default: %(default)s")
+    args = parser.parse_args()
+    render(load(args.results), args.output)
+
+
+if __name__ == "__main__":
+    main()

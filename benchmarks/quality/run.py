@@ -1,0 +1,96 @@
+"""Does R-Drop help, and by how much, at equal compute? Runs the cells of `study.py` that have no result yet.
+
+    KERAS_BACKEND=torch python benchmarks/quality/run.py --minutes 60
+
+Every cell is a process of its own; when it is done, a line is appended to the results file, and a cell that was killed
+runs again. Several machines can each write a file of their own into the results folder: all files there count.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from study import Cell, cells
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60, help="start no cell after (default: %(default)s)")
+    parser.add_argument("--task", help="of this task only")
+    parser.add_argument("--output", type=Path, default=RESULTS / "study.jsonl", help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def finished(folder):
+    """The commands that have a result. A cell whose settings have changed has another command, and none."""
+    lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    return {json.loads(line)["command"] for line in lines}
+
+
+def command_of(cell: Cell):
+    return " ".join(["python", *cell.arguments])
+
+
+def run(cell: Cell):
+    """The result of a cell, or `None` if it failed; what it printed goes to the error output then."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *cell.arguments, "--output", folder]
+        start = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            print(f"{command_of(cell)} failed:\n{done.stdout[-2000:]}", file=sys.stderr)
+            return None
+        report = json.loads((Path(folder) / "report.json").read_text())
+        seconds = time.perf_counter() - start
+    (scores,), (history,) = report["results"], report["histories"].values()
+    backend = report["backend"]
+    return {
+        "task": cell.task,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "command": command_of(cell),
+        "date": datetime.date.today().isoformat(),
+        "backend": backend,
+        "versions": report["versions"] | {backend: importlib.metadata.version(backend)},
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "process_seconds": seconds,
+        "settings": report["settings"] | {"output": None},
+        "scores": scores,
+        "history": history,
+    }
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    done = finished(args.output.parent)
+    pending = [cell for cell in cells() if command_of(cell) not in done and args.task in (None, cell.task)]
+    deadline = time.monotonic() + 60 * args.minutes
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=len(pending))
+        for cell in pending:
+            if time.monotonic() > deadline:
+                break
+            progress.update(bar, description=f"{cell.task} | {cell.arm} | {cell.seed}")
+            result = run(cell)
+            if result is not None:
+                with open(args.output, "a") as file:  # one write: a killed run leaves no half of a line before others
+                    file.write(json.dumps(result) + "\n")
+            progress.advance(bar)
+
+
+if __name__ == "__main__":
+    main()

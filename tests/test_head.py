@@ -167,6 +167,22 @@ def test_the_same_training(make_base, loss_options, weighted, options, rng):
         np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("layer", "options", "expected"),
+    [
+        (layers.Dense(3), {}, True),
+        (layers.Dense(3, activation="relu"), {}, False),
+        (layers.Dense(3, activity_regularizer="l2"), {}, False),
+        (layers.EinsumDense("ab,bc->ac", 3), {}, False),
+        (layers.ReversibleEmbedding(3, 4), {"reverse": True}, True),
+        (layers.ReversibleEmbedding(3, 4), {}, False),
+        (layers.ReversibleEmbedding(3, 4, logit_soft_cap=30.0), {"reverse": True}, False),
+    ],
+)
+def test_what_is_a_head(layer, options, expected):
+    assert Head.is_call_of_one(layer, **options) is expected
+
+
 def test_weights_of_both_signs(rng):
     """Though they add up to 0, the loss does not."""
     x, y = rng.normal(size=(4, 6)).astype("float32"), rng.integers(0, CLASSES, 4)

@@ -56,7 +56,7 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
             callbacks=[timer, *_callbacks(args, arm)],
         ).history
         seconds = time.perf_counter() - start
-        row_passes = len(history["loss"]) * steps_per_epoch * args.batch_size * (2 if arm == "R-Drop" else 1)
+        row_passes = epochs * steps_per_epoch * args.batch_size * (2 if arm == "R-Drop" else 1)
         row = {"": arm, **score(built), "row passes": row_passes, "seconds a step": timer.median, "seconds": seconds}
         results.append({"row": row, "history": history})
         finished.write_text(json.dumps(results[-1], indent=2, default=float))

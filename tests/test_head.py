@@ -83,6 +83,7 @@ def test_half_precision_keeps_small_gradients(rng):
     """The weight of an element of a large batch is below what float16 can tell from 0 when multiplied by p."""
     layer = layers.Dense(CLASSES, use_bias=False, dtype="mixed_float16")
     layer.build((None, 4))
+    assert [keras.backend.standardize_dtype(weight.dtype) for weight in Head(layer).weights()] == ["float16"]
     features = ops.convert_to_tensor(rng.normal(size=(4, 2, 4)).astype("float16"))
     targets = ops.convert_to_tensor(rng.integers(0, CLASSES, (4, 2)).astype("int32"))
 

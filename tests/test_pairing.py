@@ -49,6 +49,12 @@ def test_auto_takes_axis_and_reduction_of_the_loss():
     assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
 
 
+@pytest.mark.parametrize(("loss", "divergence"), [("mse", "symmetric_kl"), (L.cosine_similarity, "auto")])
+def test_no_divergence_follows(loss, divergence):
+    with pytest.raises(ValueError, match="No divergence follows from the loss"):
+        with_divergence(loss, divergence, None, TrainingStep(2))
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="elsewhere Keras has this loss for the last axis only")
 def test_an_axis_that_the_loss_does_not_tell():
     loss = L.SparseCategoricalCrossentropy(from_logits=True, axis=1)

@@ -18,8 +18,8 @@ L = keras.losses
 
 
 @pytest.fixture(autouse=True)
-def chunks_of_two_rows(monkeypatch):
-    monkeypatch.setattr(head, "_MOST_ROWS_OF_A_CHUNK", 2)
+def chunks_of_three_rows(monkeypatch):
+    monkeypatch.setattr(head, "_MOST_ROWS_OF_A_CHUNK", 3)
 
 
 def dense(use_bias=True):

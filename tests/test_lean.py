@@ -113,6 +113,14 @@ def test_extremes(passes, rng):
     assert np.all(np.isfinite(ops.convert_to_numpy(gradient)))
 
 
+def test_rows_of_any_level(rng):
+    """What is the same for all classes changes nothing, though the level of one row is far from that of another."""
+    logits, labels = rng.normal(size=(4, 2, 7)).astype("float32"), rng.integers(0, 7, (4, 2))
+    levels = np.array([-1e3, 0, 1e3, 2e3], "float32")[:, None, None]
+    terms, expected = (lean.cross_entropy_and_symmetric_kl(labels, z) for z in (logits + levels, logits))
+    np.testing.assert_allclose(ops.convert_to_numpy(terms), ops.convert_to_numpy(expected), atol=1e-3)
+
+
 def test_passes_that_nearly_agree(rng):
     """The error is a few float32 roundings of the largest difference of the logits; D is of its square."""
     first = rng.normal(size=(64, 101)).astype("float32")

@@ -158,7 +158,7 @@ def _check_last_axis(loss: keras.losses.Loss) -> None:
     """Of all losses this one does not tell its axis, so it is tried."""
     try:
         loss.call(ops.zeros((1, 3), dtype="int32"), ops.ones((1, 3, 2)))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # the backends raise either
         raise ValueError(
             f"Expected the loss '{loss.name}' to have axis=-1, or `RDropModel(divergence=...)` to be "
             f"`keras_rdrop.divergences.SymmetricKL(from_logits=..., axis=...)`: the axis of that loss is not known."

@@ -55,7 +55,6 @@ def test_no_divergence_follows(loss, divergence):
         with_divergence(loss, divergence, None, TrainingStep(2))
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="elsewhere Keras has this loss for the last axis only")
 def test_an_axis_that_the_loss_does_not_tell():
     loss = L.SparseCategoricalCrossentropy(from_logits=True, axis=1)
     with pytest.raises(ValueError, match="Expected the loss 'sparse_categorical_crossentropy' to have axis=-1"):

@@ -1,10 +1,11 @@
 """Renders the results of `run.py` into `docs/evidence.md` and its pictures: nothing there is typed by hand.
 
-python benchmarks/quality/evidence.py
+    python benchmarks/quality/evidence.py
+
+Differences are taken between runs of one seed on one backend.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
-from study import ARMS, TASKS
+from study import ARMS, TASKS, results
 
 HERE = Path(__file__).parent
 RIVALS = ("plain, equal row passes", "plain")
@@ -30,23 +31,22 @@ Made by `make evidence` from `benchmarks/quality/results/`, which has every sett
 
 
 def load(folder):
-    """Results by task, arm and seed; of several of one cell, the last."""
-    results = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            result = json.loads(line)
-            results.setdefault(result["task"], {}).setdefault(result["arm"], {})[result["seed"]] = result
-    return results
+    """Results by task, arm, and backend and seed."""
+    loaded = {}
+    for result in results(folder):
+        cell = result["cell"]
+        loaded.setdefault(cell.task, {}).setdefault(cell.arm, {})[result["backend"], cell.seed] = result
+    return loaded
 
 
 def effect(task, arms, arm, rival):
     """The paired differences of the deciding score, positive where `arm` is better than `rival`."""
     ours, theirs = (
-        {seed: result["scores"][TASKS[task].score] for seed, result in arms.get(name, {}).items()}
+        {pair: result["scores"][TASKS[task].score] for pair, result in arms.get(name, {}).items()}
         for name in (arm, rival)
     )
     sign = -1.0 if TASKS[task].lower_is_better else 1.0
-    return sign * np.array([ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))])
+    return sign * np.array([ours[pair] - theirs[pair] for pair in sorted(set(ours) & set(theirs))])
 
 
 def interval(differences):
@@ -70,11 +70,11 @@ def verdict(low, high):
     return "helps" if low > 0 else "hurts" if high < 0 else "no difference seen"
 
 
-def effects(results, arm, rival):
+def effects(loaded, arm, rival):
     """A dict for each task that has both arms for two seeds or more."""
     rows = []
-    for task in filter(results.__contains__, TASKS):
-        differences = effect(task, results[task], arm, rival)
+    for task in filter(loaded.__contains__, TASKS):
+        differences = effect(task, loaded[task], arm, rival)
         if len(differences) > 1:
             low, high = interval(differences)
             p = 1.0 if not np.any(differences) else stats.wilcoxon(differences).pvalue
@@ -101,14 +101,14 @@ def table_of_effects(rows):
     )  # fmt: skip
 
 
-def table_of_scores(results):
+def table_of_scores(loaded):
     """Mean and standard deviation of every arm."""
-    arms = [arm for arm in ARMS if any(arm in of_task for of_task in results.values())]
+    arms = [arm for arm in ARMS if any(arm in of_task for of_task in loaded.values())]
     rows = []
-    for task in filter(results.__contains__, TASKS):
+    for task in filter(loaded.__contains__, TASKS):
         row = [task, TASKS[task].score + (", lower is better" if TASKS[task].lower_is_better else "")]
         for arm in arms:
-            scores = [result["scores"][TASKS[task].score] for result in results[task].get(arm, {}).values()]
+            scores = [result["scores"][TASKS[task].score] for result in loaded[task].get(arm, {}).values()]
             row.append(f"{np.mean(scores):.4g} ± {np.std(scores):.2g} ({len(scores)})" if scores else "-")
         rows.append(row)
     return as_table(["task", "score", *arms], rows)
@@ -147,19 +147,20 @@ def draw_curves(task, arms, path):
     plt.close(figure)
 
 
-def render(results, folder):
+def render(loaded, folder):
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    by_rival = {rival: rows for rival in RIVALS if (rows := effects(results, "R-Drop", rival))}
+    by_rival = {rival: rows for rival in RIVALS if (rows := effects(loaded, "R-Drop", rival))}
     parts = [HEAD]
     for rival, rows in by_rival.items():
         parts.append(f"## Against {rival}\n\n{table_of_effects(rows)}")
-    draw_effects(by_rival, pictures / "evidence.png")
-    parts.append("![The effects and their intervals](pictures/evidence.png)\n")
+    if by_rival:
+        draw_effects(by_rival, pictures / "evidence.png")
+        parts.append("![The effects and their intervals](pictures/evidence.png)\n")
     parts.append("## All arms\n\nMean ± standard deviation over the seeds (their number).\n")
-    parts.append(table_of_scores(results))
+    parts.append(table_of_scores(loaded))
     parts.append("## Learning curves\n")
-    for task, arms in results.items():
+    for task, arms in loaded.items():
         name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
         draw_curves(task, arms, pictures / name)
         parts.append(f"![{task}](pictures/{name})\n")

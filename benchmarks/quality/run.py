@@ -18,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import keras
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from study import Cell, cells
+from study import Cell, cells, results
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -34,13 +35,8 @@ def parse_arguments(argv=None):
 
 
 def finished(folder):
-    """The commands that have a result. A cell whose settings have changed has another command, and none."""
-    lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
-    return {json.loads(line)["command"] for line in lines}
-
-
-def command_of(cell: Cell):
-    return " ".join(["python", *cell.arguments])
+    """The cells that have a result on this backend."""
+    return {result["cell"] for result in results(folder) if result["backend"] == keras.config.backend()}
 
 
 def run(cell: Cell):
@@ -50,17 +46,14 @@ def run(cell: Cell):
         start = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
-            print(f"{command_of(cell)} failed:\n{done.stdout[-2000:]}", file=sys.stderr)
+            print(f"{cell.command} failed:\n{done.stdout[-2000:]}", file=sys.stderr)
             return None
         report = json.loads((Path(folder) / "report.json").read_text())
         seconds = time.perf_counter() - start
     (scores,), (history,) = report["results"], report["histories"].values()
     backend = report["backend"]
     return {
-        "task": cell.task,
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "command": command_of(cell),
+        "command": cell.command,
         "date": datetime.date.today().isoformat(),
         "backend": backend,
         "versions": report["versions"] | {backend: importlib.metadata.version(backend)},
@@ -76,7 +69,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     done = finished(args.output.parent)
-    pending = [cell for cell in cells() if command_of(cell) not in done and args.task in (None, cell.task)]
+    pending = [cell for cell in cells() if cell not in done and args.task in (None, cell.task)]
     deadline = time.monotonic() + 60 * args.minutes
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
@@ -87,8 +80,9 @@ def main(argv=None):
             progress.update(bar, description=f"{cell.task} | {cell.arm} | {cell.seed}")
             result = run(cell)
             if result is not None:
-                with open(args.output, "a") as file:  # one write: a killed run leaves no half of a line before others
-                    file.write(json.dumps(result) + "\n")
+                line = f"{json.dumps(result)}\n".encode()
+                with open(args.output, "ab", buffering=0) as file:  # in one write, so that none is cut off by a kill
+                    file.write(line)
             progress.advance(bar)
 
 

@@ -1,7 +1,10 @@
 """What the study compares. A cell is a task, an arm and a seed: one run of a script of `examples/`."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,7 @@ TASKS = {
     "images": Task("image_classification", "--rows 1000", 20, 0.6, "accuracy"),
     "translation": Task("translation", "", 20, 1.0, "BLEU"),
     "summarization": Task("summarization", "", 20, 0.7, "ROUGE-L"),
-    "language model": Task("language_modeling", "", 20, 1.0, "perplexity a word", lower_is_better=True),
+    "language model": Task("language_modeling", "", 20, 1.0, "perplexity", lower_is_better=True),
 }
 
 # The flags of each arm, given the epochs and the alpha of the task. The first three decide.
@@ -62,6 +65,10 @@ class Cell:
         arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, alpha=task.alpha)
         return f"examples/{task.script}.py {task.flags} {arm} --seed {self.seed}".split()
 
+    @property
+    def command(self) -> str:
+        return " ".join(["python", *self.arguments])
+
 
 def cells() -> Iterator[Cell]:
     """All, the most informative first: the deciding arms before the others, a seed of every task before the next."""
@@ -70,3 +77,13 @@ def cells() -> Iterator[Cell]:
             for task in TASKS:
                 for arm in arms:
                     yield Cell(task, arm, seed)
+
+
+def results(folder: Path) -> Iterator[dict[str, Any]]:
+    """What `run.py` wrote into a folder, with its cell. What was run with other settings than now is left out."""
+    by_command = {cell.command: cell for cell in cells()}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            if result["command"] in by_command:
+                yield result | {"cell": by_command[result["command"]]}

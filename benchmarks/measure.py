@@ -107,38 +107,54 @@ def _processor():
 
 def value_and_gradients(function):
     """A function of targets and more that also differentiates by the latter, compiled as Keras compiles a step."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        def of_inputs(y, x):
-            return jax.value_and_grad(lambda x: function(y, *x))(x)
-
-        compiled = jax.jit(of_inputs)
-        return lambda y, *x: jax.block_until_ready(compiled(y, x))
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function(jit_compile=True)
-        def step(y, *x):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                value = function(y, *x)
-            return value, tape.gradient(value, x)
+    if keras.backend.backend() == "torch":
 
         def run(y, *x):
-            value, gradients = step(y, *x)
-            value.numpy()
-            return value, gradients
+            x = [array.detach().requires_grad_(True) for array in x]
+            value = function(y, *x)
+            value.backward()
+            return value.detach(), [array.grad for array in x]
 
         return run
 
+    compiled = _compiled(function)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return lambda y, *x: jax.block_until_ready(compiled(y, x))
+
     def run(y, *x):
-        x = [array.detach().requires_grad_(True) for array in x]
-        value = function(y, *x)
-        value.backward()
-        return value.detach(), [array.grad for array in x]
+        value, gradients = compiled(y, x)
+        value.numpy()
+        return value, gradients
 
     return run
+
+
+def optimized_hlo(function, y, *x):
+    """What XLA makes of a function and its gradients: the text of its program, on JAX and TensorFlow."""
+    compiled = _compiled(function)
+    if keras.backend.backend() == "jax":
+        return compiled.lower(y, x).compile().as_text()
+    return compiled.experimental_get_compiler_ir(y, x)(stage="optimized_hlo")
+
+
+def _compiled(function):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(lambda y, x: jax.value_and_grad(lambda x: function(y, *x))(x))
+
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True)
+    def value_and_gradients(y, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = function(y, *x)
+        return value, tape.gradient(value, x)
+
+    return value_and_gradients
 
 
 def peak_mebibytes(function):

@@ -133,7 +133,10 @@ def _backward(
     log_p = ops.cast(logits, at_least_float32(logits.dtype)) - normalizer
     p = ops.exp(log_p)
     of_targets = 1.0 if _is_sparse(targets) else ops.sum(targets, axis=-1, keepdims=True)
-    p_mean = (p + ops.exp(ops.flip(log_p, axis=1))) / 2 if _flips(p) else ops.mean(p, axis=1, keepdims=True)
+    if _BACKEND == "torch":
+        p_mean = ops.mean(p, axis=1, keepdims=True)
+    else:
+        p_mean = sum(ops.exp(one) for one in _summands(log_p)) / passes
     result = _centered(log_p)
     result *= of_divergence
     of_all, of_one = label_smoothing * of_cross_entropy, (1.0 - label_smoothing) * of_cross_entropy
@@ -173,16 +176,18 @@ def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _centered(x: Tensor) -> Tensor:
     """`x` minus its mean over the passes: exactly 0 where all passes are equal."""
-    if _flips(x):
-        return (x - ops.flip(x, axis=1)) / 2
+    if _BACKEND != "torch":
+        return sum(x - one for one in _summands(x)) / x.shape[1]
     x = x - x[:, :1]  # before the mean, whose rounding would be relative to `x` and not to the differences
     x -= ops.mean(x, axis=1, keepdims=True)
     return x
 
 
-def _flips(x: Tensor) -> bool:
-    """Whether to write a mean over the passes without a reduction: XLA then fuses it with what it is used for."""
-    return x.shape[1] == 2 and _BACKEND != "torch"
+def _summands(x: Tensor) -> list[Tensor]:
+    """What adds up to the sum over the passes: XLA fuses these with what reads the sum, and a reduction not."""
+    if x.shape[1] == 2:
+        return [x, ops.flip(x, axis=1)]
+    return [x[:, i : i + 1] for i in range(x.shape[1])]
 
 
 def _work_off(

@@ -123,7 +123,6 @@ class _Walk:
     """
 
     def __init__(self, passes: int, share_prefix: bool, rows: int | None = None) -> None:
-        self.passes = passes
         self.share_prefix = share_prefix
         self.rows = rows
         self.frontier: list[str] = []

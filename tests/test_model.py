@@ -204,6 +204,16 @@ def test_several_outputs_weigh_the_divergence_as_the_loss(rng):
     np.testing.assert_allclose(logs["a_loss"], squares, rtol=1e-5)
 
 
+def test_computing_the_loss_twice_in_a_step_counts_no_divergence_twice(rng):
+    class Difference(RDropModel):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) - super().compute_loss(*args, **kwargs)
+
+    model = Difference(dropout_classifier(), alpha=2.0)
+    model.compile("sgd", sparse_ce())
+    assert model.train_on_batch(*data(rng), return_dict=True)["loss"] == 0.0
+
+
 def test_the_base_alone_is_saved_without_a_trace(rng, tmp_path):
     x, y = data(rng)
     model = RDropModel(dropout_classifier())

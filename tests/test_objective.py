@@ -66,7 +66,7 @@ def test_predictions_of_one_number_a_row(rng):
     np.testing.assert_allclose(logs["divergence"], np.mean(np.square(x * noise[0::2] - x * noise[1::2])), rtol=1e-5)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", ["", "weighted", "weights in a column"])
 @pytest.mark.parametrize("targets", ["sparse", "sparse column", "one-hot", "sequence", "regression"])
 def test_unlabelled_rows_get_the_divergence_and_no_loss(targets, weighted, rng):
     shape = (4, 3) if targets == "sequence" else (4,)
@@ -82,7 +82,8 @@ def test_unlabelled_rows_get_the_divergence_and_no_loss(targets, weighted, rng):
         y = y[:, None]
     sparse = L.SparseCategoricalCrossentropy(from_logits=True)
     loss = {"one-hot": L.CategoricalCrossentropy(from_logits=True), "regression": "mse"}.get(targets, sparse)
-    logs = train(loss, x, y, noise, sample_weight=weights, unlabelled=-1)
+    given = weights[..., None] if weighted == "weights in a column" else weights
+    logs = train(loss, x, y, noise, sample_weight=given, unlabelled=-1)
     factors = np.ones(shape) if weights is None else weights
     if targets == "regression":
         divergences = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2])

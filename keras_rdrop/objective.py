@@ -36,9 +36,6 @@ class TrainingStep(threading.local):
         self.head: Head | None = None
         self.divergences: list[Tensor] = []
 
-    def __reduce__(self) -> Any:  # a copy of the model is in no step
-        return type(self), (self.passes,)
-
     @contextlib.contextmanager
     def running(self, alpha: float | Tensor, head: Head | None = None) -> Iterator[None]:
         self.alpha, self.head = alpha, head

@@ -4,24 +4,47 @@ import re
 from pathlib import Path
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
+import tasks
 
+import keras_rdrop
 from keras_rdrop import RDropModel
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how_it_works.md"])
-def test_python_blocks_run(page, tmp_path, monkeypatch, rng):
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def tiny_presets(monkeypatch):
+    """What a page names by its preset is a tiny model of the same kind."""
+    for task, build in (
+        (keras_hub.models.TextClassifier, tasks.text_classifier),
+        (keras_hub.models.CausalLM, tasks.causal_lm),
+        (keras_hub.models.Seq2SeqLM, tasks.seq2seq_lm),
+        (keras_hub.models.ImageClassifier, lambda: tasks.image_classifier(dropout=0.1)),
+    ):
+        monkeypatch.setattr(task, "from_preset", lambda preset, *, num_classes=None, build=build: build())
+
+
+@pytest.mark.parametrize("page", filter(python_blocks, PAGES))
+def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    assert blocks
     x = rng.normal(size=(64, 20)).astype("float32")
     namespace = {"x": x, "y": (x @ rng.normal(size=(20, 10))).argmax(axis=1), "np": np}
-    if page != "README.md":  # which imports what it uses
-        namespace |= {"keras": keras, "RDropModel": RDropModel}
-    for block in blocks:
+    if page not in ("README.md", "docs/index.md"):  # which import what they use
+        base = keras.Sequential([keras.layers.Dropout(0.3), keras.layers.Dense(10)])
+        texts = ["a good film", "the bad movie", "the the", "the film"]
+        data = {"base": base, "texts": texts, "labels": np.array([1, 0, 2, 1]), "summaries": ["the", "e", "th", "t"]}
+        namespace |= {"keras": keras, "keras_rdrop": keras_rdrop, "RDropModel": RDropModel} | data
+    for block in python_blocks(page):
         exec(compile(block, page, "exec"), namespace)
 
 

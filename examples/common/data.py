@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import tokenizers
 
@@ -137,8 +138,19 @@ def as_batches(rows, preprocess, batch_size, shuffle=False):
         batch_size: Rows a batch of the dataset; arrays are batched by `fit`.
         shuffle: Whether the dataset draws the rows in another order every epoch; arrays are shuffled by `fit`.
     """
+
+    def batch(*columns):
+        return keras.tree.map_structure(_as_number, preprocess(*columns))
+
     if isinstance(rows, tuple):
-        return preprocess(*rows)
+        return batch(*rows)
     if shuffle:
         rows = rows.shuffle(10_000)
-    return rows.batch(batch_size).map(preprocess, num_parallel_calls=-1).prefetch(-1)
+    return rows.batch(batch_size).map(batch, num_parallel_calls=-1).prefetch(-1)
+
+
+def _as_number(tensor):
+    """On TensorFlow no boolean: to build a model under a strategy, Keras averages a batch over its replicas."""
+    if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(tensor.dtype) == "bool":
+        return keras.ops.cast(tensor, "int32")
+    return tensor

@@ -114,6 +114,18 @@ def test_the_prefix_sees_every_row_once(name, rng):
     assert {tensor.shape[0] for tensor in keras.tree.flatten(outputs)} == {18}
 
 
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_training_runs_the_prefix_once_a_row(share_prefix, rng):
+    base, rows = image_base(), []
+    first = base.layers[1]
+    call = first.call
+    first.call = lambda inputs: rows.append(inputs.shape[0]) or call(inputs)
+    model = RDropModel(base, passes=3, share_prefix=share_prefix)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    model.train_on_batch(*images(rng))
+    assert rows[-1] == (6 if share_prefix else 18)
+
+
 def test_the_base_stays_as_it_was(rng):
     base = image_base()
     layer_names, output = [layer.name for layer in base.layers], base.layers[1].output

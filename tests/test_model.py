@@ -116,10 +116,27 @@ def test_calling_in_training_mode_is_one_pass(rng):
     x, _ = data(rng)
     base, twin = dropout_classifier(), dropout_classifier()
     twin.set_weights(base.get_weights())
-    outputs = RDropModel(base)(x, training=True)
+    model = RDropModel(base)
+    model.compile("sgd", sparse_ce())
+    model.make_train_function()  # which prepares a graph that returns every row twice
+    outputs = model(x, training=True)
     assert outputs.shape == (12, CLASSES)
     to_numpy = keras.ops.convert_to_numpy
     np.testing.assert_array_equal(to_numpy(outputs), to_numpy(twin(x, training=True)))
+
+
+def test_defaults():
+    config = RDropModel(dropout_classifier(), name="name").get_config()
+    assert config.pop("base")["class_name"] == "Sequential"
+    assert config == {
+        "name": "name",
+        "alpha": 1.0,
+        "passes": 2,
+        "divergence": "auto",
+        "unlabelled": None,
+        "share_prefix": True,
+        "fuse_head": False,
+    }
 
 
 def test_logs(rng):

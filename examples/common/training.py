@@ -60,6 +60,7 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
         row = {"": arm, **score(built), "row passes": row_passes, "seconds a step": timer.median, "seconds": seconds}
         results.append({"row": row, "history": history})
         finished.write_text(json.dumps(results[-1], indent=2, default=float))
+    keras.distribution.set_distribution(None)  # samples come one at a time, which JAX could not divide among devices
     return built, results
 
 

@@ -136,7 +136,7 @@ def _backward(
     if _BACKEND == "torch":
         p_mean = ops.mean(p, axis=1, keepdims=True)
     else:
-        p_mean = sum(ops.exp(one) for one in _summands(log_p)) / passes
+        p_mean = p - sum(p - ops.exp(other) for other in _others(log_p)) / passes
     result = _centered(log_p)
     result *= of_divergence
     of_all, of_one = label_smoothing * of_cross_entropy, (1.0 - label_smoothing) * of_cross_entropy
@@ -177,16 +177,16 @@ def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _centered(x: Tensor) -> Tensor:
     """`x` minus its mean over the passes: exactly 0 where all passes are equal."""
     if _BACKEND != "torch":
-        return sum(x - one for one in _summands(x)) / x.shape[1]
+        return sum(x - other for other in _others(x)) / x.shape[1]
     x = x - x[:, :1]  # before the mean, whose rounding would be relative to `x` and not to the differences
     x -= ops.mean(x, axis=1, keepdims=True)
     return x
 
 
-def _summands(x: Tensor) -> list[Tensor]:
-    """What adds up to the sum over the passes: XLA fuses these with what reads the sum, and a reduction not."""
+def _others(x: Tensor) -> list[Tensor]:
+    """What each pass is compared with, without a sum over them: XLA does not fuse a reduction with what reads it."""
     if x.shape[1] == 2:
-        return [x, ops.flip(x, axis=1)]
+        return [ops.flip(x, axis=1)]
     return [x[:, i : i + 1] for i in range(x.shape[1])]
 
 

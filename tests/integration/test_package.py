@@ -42,7 +42,7 @@ def test_wheel(tmp_path):
     required = re.findall(r"^Requires-Dist: (\S+)", metadata, re.MULTILINE)
     assert [r for r in required if r.startswith("keras>")] == [required[0]]
     extras = set(re.findall(r"^Provides-Extra: (\S+)", metadata, re.MULTILINE))
-    assert extras == {"tensorflow", "jax", "torch", "hub", "examples", "test"}
+    assert extras == {"tensorflow", "jax", "torch", "hub", "examples", "test", "docs"}
 
 
 def test_the_version_is_the_same_everywhere():

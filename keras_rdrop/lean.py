@@ -184,7 +184,10 @@ def _centered(x: Tensor) -> Tensor:
 
 
 def _others(x: Tensor) -> list[Tensor]:
-    """What each pass is compared with, without a sum over them: XLA does not fuse a reduction with what reads it."""
+    """What each pass is compared with, itself too if there are more than two, where it adds 0.
+
+    No sum over the axis: XLA does not fuse a reduction with what reads it.
+    """
     if x.shape[1] == 2:
         return [ops.flip(x, axis=1)]
     return [x[:, i : i + 1] for i in range(x.shape[1])]

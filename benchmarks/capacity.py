@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=torch python benchmarks/capacity.py
 
-Vocabulary and length double in turns until the training steps of an arm take more. The rival is the official recipe in
-plain PyTorch (official.py). Each size runs in a process of its own, after a small one that loads the libraries; what
-counts is the most memory that model, optimizer and two steps take beside them: the moments of the optimizer are there
-from the first step on. Linux only.
+Vocabulary and length double in turns, until the training steps of an arm take more or `--doublings` sizes were tried:
+then at least the last of them fits. The rival is the official recipe in plain PyTorch (official.py). Each size runs in
+a process of its own, after a small one that loads the libraries; what counts is the most memory that model, optimizer
+and two steps take beside them: the moments of the optimizer are there from the first step on. Linux only.
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ def largest(arm, vocabulary, length, doublings):
 
 
 def main():
-    args = parse_arguments(__doc__, vocabulary=16000, length=128, doublings=10, arm="")
+    args = parse_arguments(__doc__, vocabulary=16000, length=128, doublings=9, arm="")
     require_torch()
     if args.arm:
         take_two_steps(args.arm, vocabulary=100, length=8)

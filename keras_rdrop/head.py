@@ -127,7 +127,8 @@ def _chunks(array: Tensor, size: int) -> Tensor:
     rows, passes, *_, units = ops.shape(array)
     array = ops.reshape(ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2), (-1, passes, units))
     array = ops.pad(array, [[0, -ops.shape(array)[0] % size], [0, 0], [0, 0]])
-    return ops.reshape(array, (-1, size, passes, units))
+    # A chunk holds every so many-th row: so each device works on rows of its own in every chunk, where rows are spread.
+    return ops.swapaxes(ops.reshape(array, (size, -1, passes, units)), 0, 1)
 
 
 def _add_terms_and_gradients(

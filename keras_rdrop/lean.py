@@ -160,8 +160,10 @@ def _is_sparse(targets: Tensor) -> bool:
 
 def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of `exp(x)` and of `exp(x) * weights` over the last axis."""
-    if _BACKEND == "jax":
-        # XLA for CPUs stores an array that two reductions read. Keras has no reduction to two results.
+    classes_are_spread = isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel)
+    if _BACKEND == "jax" and not classes_are_spread:
+        # XLA for CPUs stores an array that two reductions read. Keras has no reduction to two results, and over classes
+        # on several devices XLA would gather them for one.
         import jax
 
         zero = ops.zeros((), dtype=x.dtype)

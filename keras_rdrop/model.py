@@ -158,6 +158,7 @@ class RDropModel(preprocessing.PreprocessingModel):
                         f"fuse_head=True wants it. Received: base={self.base!r}: {reason}"
                     ) from reason
                 self._training_graph = None
+            randomness.part_replicas(self)
         return super().make_train_function(force)
 
     def train_step(self, *args: Any) -> Any:

@@ -3,9 +3,13 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 # A layer tells by these whether it draws: some hold a seed generator at rate 0, some draw without one.
 _RATES = ("rate", "drop_prob", "dropout", "recurrent_dropout", "stddev")
+
+# Between the seeds of two copies of a model: more than a layer draws in most trainings.
+_APART = 1_000_003
 
 # Keras layers that run code from elsewhere.
 _FOREIGN_CODE = tuple(
@@ -83,3 +87,24 @@ def _draws(layer: keras.Layer) -> bool:
     rates = [getattr(layer, name, None) for name in _RATES]
     rates = [rate for rate in rates if isinstance(rate, (int, float))]
     return any(rates) if rates else bool(_held_by(layer, keras.random.SeedGenerator))
+
+
+def part_seeds(model: keras.Model, number: Any) -> None:
+    """Gives the seed generators of a copy of a model other numbers than those of copies with other `number`s."""
+    for variable in model.non_trainable_variables:
+        if variable.path.endswith("seed_generator_state"):
+            # The state is a seed and a counter, and PyTorch draws from their sum: far apart for many steps.
+            variable.assign_add(ops.cast(ops.stack([number * _APART, 0]), variable.dtype))
+
+
+def part_replicas(model: keras.Model) -> None:
+    """On TensorFlow, gives each replica of a `tf.distribute` strategy random numbers of its own.
+
+    Keras gives all of them the same, so that the global batch would see as many masks as the batch of one replica.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return
+    import tensorflow as tf
+
+    strategy.run(tf.function(lambda: part_seeds(model, tf.distribute.get_replica_context().replica_id_in_sync_group)))

@@ -1,82 +1,119 @@
-"""The global batch on two devices trains as on one. The devices are CPUs, set up before the backend starts."""
+"""The global batch trains on several devices, or in several processes, as on one. The devices are CPUs."""
 
+import functools
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from train_on_devices import CASES, MASKS
+
+from keras_rdrop.torch_data_parallel import TorchDataParallel
 
 BACKEND = keras.backend.backend()
-SCRIPT = """
-import contextlib, json, sys
-import keras
-import numpy as np
-
-devices = int(sys.argv[1])
-scope = contextlib.nullcontext()
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
-    assert strategy.num_replicas_in_sync == devices
-    scope = strategy.scope()
-else:
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
-    assert len(keras.distribution.list_devices()) == devices
-
-from keras_rdrop import RDropModel
-
-
-class KnownNoise(keras.layers.Layer):
-    '''Scales the two passes over a row apart: dropout that knows its row, wherever that is.'''
-
-    def __init__(self):
-        super().__init__()
-        self.seed_generator = keras.random.SeedGenerator(0)
-
-    def call(self, inputs, training=None):
-        if not training:
-            return inputs
-        second_pass = keras.ops.arange(keras.ops.shape(inputs)[0]) % 2
-        return inputs * keras.ops.cast(1 + keras.ops.expand_dims(second_pass, -1), inputs.dtype)
+HERE = Path(__file__).parent
+# What a process trains: the quick tests take the first, and of the engines of a backend the first too.
+QUICK, SLOW = (CASES[0], MASKS), tuple(CASES[1:])
+ENGINES = [
+    pytest.param(engine, id=", ".join(map(str, engine.values())), marks=[pytest.mark.slow] if later else [])
+    for later, engine in enumerate(
+        {
+            "jax": [
+                {"engine": "data_parallel", "devices": 8},
+                {"engine": "model_parallel", "devices": 8},
+                {"engine": "data_parallel", "devices": 2, "processes": 2},
+            ],
+            "tensorflow": [
+                {"engine": "mirrored", "devices": 2},
+                {"engine": "mirrored", "devices": 4},
+                {"engine": "multi_worker", "processes": 2},
+            ],
+            "torch": [{"engine": "torchrun", "processes": 2}],
+        }[BACKEND]
+    )
+]
 
 
-rng = np.random.default_rng(0)
-x, y = rng.normal(size=(32, 6)).astype("float32"), rng.integers(0, 3, 32)
-weights = rng.uniform(size=32).astype("float32")
-keras.utils.set_random_seed(0)
-with scope:
-    layers = [keras.Input((6,)), keras.layers.Dense(8, "tanh"), KnownNoise(), keras.layers.Dense(3)]
-    model = RDropModel(keras.Sequential(layers), alpha=2.0)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=sys.argv[2] == "logits")
-    if sys.argv[2] != "logits":
-        layers[-1].activation = keras.activations.softmax
-    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
-history = model.fit(x, y, sample_weight=weights, batch_size=16, epochs=2, shuffle=False, verbose=0).history
-print(json.dumps({"history": history, "weights": [weight.tolist() for weight in model.base.get_weights()]}))
-"""
+def free_port():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
-def trained_on(devices, predictions):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-c", SCRIPT, str(devices), predictions]
-    run = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
+def start(script, argument, environment):
+    command = [sys.executable, str(HERE / script), argument]
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="keras.distribution has no PyTorch")
-@pytest.mark.parametrize("predictions", ["logits", pytest.param("probabilities", marks=pytest.mark.slow)])
-def test_two_devices_train_as_one(predictions):
-    one, two = (trained_on(devices, predictions) for devices in (1, 2))
-    assert set(one["history"]) == {"accuracy", "divergence", "loss"}
-    assert min(one["history"]["divergence"]) > 1e-2
-    for name, values in one["history"].items():
-        np.testing.assert_allclose(two["history"][name], values, rtol=1e-5, err_msg=name)
-    for weight, expected in zip(two["weights"], one["weights"], strict=True):
-        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
+def result_of(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(output.splitlines()[-1])
+
+
+def with_devices(number):
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"}
+
+
+@functools.cache
+def trained(cases, engine, devices=1, processes=1):
+    """What every process printed: the history and the updates of the weights, by case."""
+    port = free_port()
+    settings = {"cases": cases, "engine": engine, "devices": devices, "processes": processes, "port": port}
+    environment = with_devices(devices)
+    if BACKEND == "torch":  # what torchrun sets
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    running = [
+        start(
+            "train_on_devices.py",
+            json.dumps({**settings, "process": process}),
+            environment | {"RANK": str(process), "LOCAL_RANK": str(process)},
+        )
+        for process in range(processes)
+    ]
+    return [result_of(process) for process in running]
+
+
+@pytest.mark.parametrize("case", [QUICK[0], *[pytest.param(case, marks=pytest.mark.slow) for case in SLOW]])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_many_train_as_one(engine, case):
+    cases = QUICK if case in QUICK else SLOW
+    (expected,) = (of_process[case] for of_process in trained(cases, ENGINES[0].values[0]["engine"]))
+    assert min(expected["history"]["divergence"]) > 1e-2
+    for found in (of_process[case] for of_process in trained(cases, **engine)):
+        assert set(found["history"]) == set(expected["history"]) >= {"divergence", "loss"}
+        for name, values in expected["history"].items():
+            np.testing.assert_allclose(found["history"][name], values, rtol=1e-5, err_msg=name)
+        for update, of_one in zip(found["updates"], expected["updates"], strict=True):
+            np.testing.assert_allclose(update, of_one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_two_devices_draw_the_same_dropout_masks(engine):
+    for found in trained(QUICK, **engine):
+        (masks,) = np.array(found[MASKS]["updates"])
+        assert np.all(masks.any(axis=1))
+        assert len(np.unique(masks, axis=0)) == len(masks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "jax", reason="on the other backends only gradients and logs go between devices")
+@pytest.mark.parametrize("engine", ["data_parallel", "model_parallel"])
+def test_the_step_moves_no_rows_that_plain_training_does_not_move(engine):
+    for case, counted in result_of(start("count_collectives.py", engine, with_devices(8))).items():
+        assert counted["plain"].pop("all-reduce") >= 1, case
+        counted["R-Drop"].pop("all-reduce")  # sums of gradients, losses and logs
+        for kind, number in counted["R-Drop"].items():
+            assert number <= counted["plain"].get(kind, 0), (case, kind)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="the class is for PyTorch")
+def test_torch_data_parallel_on_another_backend():
+    with pytest.raises(RuntimeError, match=r"Expected the PyTorch backend\. Received: the backend"):
+        TorchDataParallel()

@@ -1,0 +1,159 @@
+"""Trains small models on several devices or in several processes, and prints what came out: for test_distribution.py.
+
+    python train_on_devices.py '{"engine": "data_parallel", "devices": 8, "cases": ["fuse_head"]}'
+
+Devices are CPUs, which have to be set up before a backend starts: so this is a process of its own.
+"""
+
+import contextlib
+import json
+import os
+import sys
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_rdrop import RDropModel
+
+ROWS, LENGTH, FEATURES, CLASSES = 32, 4, 6, 8
+BATCH_SIZE = 16
+CASES = ["logits", "probabilities", "masked sequence", "fuse_head"]
+MASKS = "masks of dropout"
+
+
+class KnownNoise(layers.Layer):
+    """Scales the two passes over a row apart: dropout that knows its row, wherever that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, inputs, training=None):
+        if not training:
+            return inputs
+        second_pass = ops.arange(ops.shape(inputs)[0]) % 2
+        scale = ops.reshape(1 + second_pass, (-1, *[1] * (len(inputs.shape) - 1)))
+        return inputs * ops.cast(scale, inputs.dtype)
+
+
+class SumOfOutputs(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return ops.sum(y_pred, axis=-1)
+
+
+def build(case):
+    """Model, inputs, targets and sample weights."""
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(size=ROWS).astype("float32")
+    if case == MASKS:  # the update of row r of the embedding is the sum of the masks of row r
+        base = keras.Sequential([keras.Input((), dtype="int32"), layers.Embedding(ROWS, 64), layers.Dropout(0.5)])
+        model = RDropModel(base, alpha=0.0, divergence=None)
+        model.compile(keras.optimizers.SGD(1.0), SumOfOutputs(reduction="sum"))
+        return model, np.arange(ROWS), np.zeros(ROWS), None
+    head = layers.Dense(CLASSES, activation="softmax" if case == "probabilities" else None)
+    if case == "masked sequence":
+        # Keras divides by the words of a device, so every row has as many.
+        x = rng.permuted(np.tile([0, 0, 1, 2], (ROWS, 1)), axis=1)
+        y, weights = rng.integers(0, CLASSES, (ROWS, LENGTH)), np.repeat(weights[:, None], LENGTH, axis=1)
+        wide = keras.initializers.RandomNormal(stddev=1.0)
+        first = [keras.Input((LENGTH,), dtype="int32"), layers.Embedding(3, FEATURES, wide, mask_zero=True)]
+    else:
+        x, y = rng.normal(size=(ROWS, FEATURES)).astype("float32"), rng.integers(0, CLASSES, ROWS)
+        first = [keras.Input((FEATURES,))]
+    base = keras.Sequential([*first, layers.Dense(8, "tanh"), KnownNoise(), head])
+    model = RDropModel(base, alpha=2.0, fuse_head=case == "fuse_head")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=case != "probabilities")
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=[] if case == "fuse_head" else ["accuracy"])
+    return model, x, y, weights
+
+
+def start(engine, devices, process, processes, port):
+    """Sets up the devices.
+
+    Returns:
+        The scope in which models are built, the callbacks of `fit`, and the function that takes from the rows those of
+        this process.
+    """
+    if engine in ("mirrored", "multi_worker"):
+        import tensorflow as tf
+
+        if engine == "multi_worker":
+            workers = [f"127.0.0.1:{port + worker}" for worker in range(processes)]
+            task = {"type": "worker", "index": process}
+            os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        else:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+            strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
+        assert strategy.num_replicas_in_sync == devices * processes
+        return strategy.scope(), [], lambda rows: rows
+    if engine == "torchrun":
+        from keras_rdrop.torch_data_parallel import TorchDataParallel
+
+        parallel = TorchDataParallel()
+        return contextlib.nullcontext(), [parallel], parallel.shard
+    if processes > 1:
+        keras.distribution.initialize(f"127.0.0.1:{port}", processes, process)
+    assert len(keras.distribution.list_devices()) == devices * processes
+    if engine == "data_parallel":
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=processes == 1))
+    else:
+        mesh = keras.distribution.DeviceMesh((2, devices // 2), ["batch", "model"])
+        layout = keras.distribution.LayoutMap(mesh)
+        layout[".*dense.*kernel"] = (None, "model")
+        distribution = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+        keras.distribution.set_distribution(distribution)
+    return contextlib.nullcontext(), [], lambda rows: [row if row is None else row[process::processes] for row in rows]
+
+
+def fit_on_workers(model, rows, epochs):
+    """What `fit` does, which in Keras 3.15 fails under MultiWorkerMirroredStrategy (keras-team/keras#20585)."""
+    import tensorflow as tf
+
+    strategy = model.distribute_strategy
+    rows = tuple(column for column in rows if column is not None)
+    batches = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(rows).batch(BATCH_SIZE))
+    model.optimizer.build(model.trainable_variables)
+    model.make_train_function()
+    step = tf.function(lambda batch: strategy.run(model.train_step, args=(batch,)))
+    history = {}
+    for _ in range(epochs):
+        model.reset_metrics()
+        for batch in batches:
+            step(batch)
+        logs = model.get_metrics_result() | {"divergence": model.divergence_tracker.result()}
+        for name, value in logs.items():
+            history.setdefault(name, []).append(float(value))
+    return history
+
+
+def train(engine, case, callbacks, of_this_process):
+    keras.utils.set_random_seed(0)
+    model, *rows = build(case)
+    before = model.base.get_weights()
+    x, y, weights = of_this_process(rows)
+    epochs = 1 if case == MASKS else 2
+    if engine == "multi_worker":
+        history = fit_on_workers(model, (x, y, weights), epochs)
+    else:
+        # TensorFlow takes the batch of all processes, the others that of each.
+        options = {"batch_size": BATCH_SIZE * len(x) // ROWS, "epochs": epochs, "shuffle": False, "verbose": 0}
+        history = model.fit(x, y, sample_weight=weights, callbacks=callbacks, **options).history
+    updates = [after - weight for after, weight in zip(model.base.get_weights(), before, strict=True)]
+    return {"history": history, "updates": [update.tolist() for update in updates]}
+
+
+def main():
+    settings = {"devices": 1, "process": 0, "processes": 1, "port": 0, **json.loads(sys.argv[1])}
+    cases = settings.pop("cases")
+    scope, *others = start(**settings)
+    with scope:
+        results = {case: train(settings["engine"], case, *others) for case in cases}
+    print(json.dumps(results), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,17 @@
 
 import argparse
 import contextlib
+import io
 import logging
+import os
+import sys
+import tempfile
 from pathlib import Path
 
 import keras
 
 from keras_rdrop.recipes import RECIPES
+from keras_rdrop.torch_data_parallel import TorchDataParallel
 
 
 def build_parser(task, description, **defaults):
@@ -50,7 +55,7 @@ def build_parser(task, description, **defaults):
         choices=["mixed_bfloat16", "mixed_float16"],
         help="compute in half precision",
     )
-    add("--distribute", action="store_true", help="split every batch over all devices (JAX, TensorFlow)")
+    add("--distribute", action="store_true", help="split every batch over all devices; on PyTorch under torchrun")
     add("--resume", action="store_true", help="back up every epoch, and go on from the backup of an interrupted run")
     add("--tensorboard", action="store_true", help="log to the folder tensorboard of --output")
     add("--smoke", action="store_true", help="a tiny random model on few rows, in seconds")
@@ -99,14 +104,34 @@ def parse(parser, argv=None, smoke=None, full_size=None):
 
 
 def configure(args):
-    """Sets what is global in Keras: the dtype policy and, on JAX, the distribution. Creates the output folder."""
+    """Sets what is global in Keras: the dtype policy and, on JAX, the distribution. Creates the output folder.
+
+    Of several processes on PyTorch, only the first one prints, and writes there.
+    """
+    if (parallel := torch_data_parallel(args)) is not None:
+        args.batch_size = max(1, args.batch_size // parallel.processes)
+        if parallel.rank > 0:
+            args.output = Path(tempfile.mkdtemp())
+            sys.stdout = io.StringIO()
     args.output.mkdir(parents=True, exist_ok=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # what KerasHub reads data with warns of its own buffers
     keras.config.set_dtype_policy(args.mixed_precision or "float32")
     if args.distribute and keras.backend.backend() == "jax":
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
-    if args.distribute and keras.backend.backend() == "torch":
-        raise SystemExit("--distribute is not there on PyTorch yet: choose the JAX or the TensorFlow backend.")
+
+
+def torch_data_parallel(args):
+    """What joins the processes of `torchrun` on PyTorch with `--distribute`, else `None`."""
+    if not args.distribute or keras.backend.backend() != "torch":
+        return None
+    if "RANK" not in os.environ:
+        raise SystemExit(
+            "On PyTorch every device has a process of its own: start the script with "
+            "`torchrun --nproc-per-node 2 SCRIPT --distribute` instead of `python SCRIPT --distribute`."
+        )
+    if args.resume:
+        raise SystemExit("--resume backs up one process: it does not go together with --distribute on PyTorch.")
+    return TorchDataParallel()
 
 
 def distribution_scope(args):

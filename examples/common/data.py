@@ -53,7 +53,11 @@ def fetch_package(requirement, sha256, sdist=False, python_version=None):
         kind = "zip" if archive.suffix == ".whl" else "gztar"
         shutil.unpack_archive(archive, temporary / "unpacked", kind, **({} if kind == "zip" else {"filter": "data"}))
         # Renaming is atomic: an interrupted download leaves nothing that looks complete.
-        (temporary / "unpacked").replace(target)
+        try:
+            (temporary / "unpacked").replace(target)
+        except OSError:
+            if not target.exists():  # or another process was faster
+                raise
     return target
 
 

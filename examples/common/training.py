@@ -30,6 +30,7 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
         A tuple: the model of the last arm as `build` built it, and the list of the arms' results.
     """
     results = []
+    parallel = cli.torch_data_parallel(args)
     for arm in ["plain"] if args.plain else ["plain", "R-Drop"] if args.compare else ["R-Drop"]:
         finished = args.output / f"{arm}.json"
         if arm == "plain" and args.resume and finished.exists():
@@ -38,6 +39,8 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
         keras.utils.set_random_seed(args.seed)
         data = load()  # after the seed, which orders the rows of tf.data and takes from SentencePiece its model there
         batches = data.get(arm, data["train"])
+        if parallel is not None:
+            batches = _of_this_process(batches, parallel)
         steps_per_epoch = count_steps(batches, args)
         epochs = math.ceil(args.steps / steps_per_epoch) if args.steps else args.epochs
         print(f"\n{arm}: {epochs} epochs of {steps_per_epoch} steps", flush=True)
@@ -53,10 +56,11 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
             **_fit_arguments(batches, args),
             validation_data=data["validation"],
             epochs=epochs,
-            callbacks=[timer, *_callbacks(args, arm)],
+            callbacks=[*([] if parallel is None else [parallel]), timer, *_callbacks(args, arm)],
         ).history
         seconds = time.perf_counter() - start
         row_passes = epochs * steps_per_epoch * args.batch_size * (2 if arm == "R-Drop" else 1)
+        row_passes *= 1 if parallel is None else parallel.processes
         row = {"": arm, **score(built), "row passes": row_passes, "seconds a step": timer.median, "seconds": seconds}
         results.append({"row": row, "history": history})
         finished.write_text(json.dumps(results[-1], indent=2, default=float))
@@ -79,6 +83,34 @@ def count_steps(batches, args):
     if steps < 0 and not args.steps:
         raise SystemExit("This data set is a stream of unknown length: say how long to train with --steps.")
     return steps if steps > 0 else min(args.steps, 1000)
+
+
+def _of_this_process(batches, parallel):
+    """The rows of `batches` that this process trains on, in as many steps as the others."""
+    if isinstance(batches, tuple):
+        return parallel.shard(batches)
+    if isinstance(batches, keras.utils.PyDataset):
+        return EveryNth(batches, parallel.rank, parallel.processes)
+    rows = int(batches.cardinality()) // parallel.processes
+    batches = batches.shard(parallel.processes, parallel.rank)
+    return batches.take(rows) if rows > 0 else batches  # of a stream, `fit` takes as many steps everywhere
+
+
+class EveryNth(keras.utils.PyDataset):
+    """The batches at `first`, `first + step` and so on of a dataset."""
+
+    def __init__(self, dataset, first, step):
+        super().__init__()
+        self.dataset, self.first, self.step = dataset, first, step
+
+    def __len__(self):
+        return len(self.dataset) // self.step
+
+    def __getitem__(self, index):
+        return self.dataset[self.first + index * self.step]
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()
 
 
 def _fit_arguments(batches, args):

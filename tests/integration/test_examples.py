@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -240,15 +241,41 @@ text_classification.main(["--smoke", "--distribute", "--output", sys.argv[2]])
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[2] / "examples")]),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", code, backend, tmp_path], env=environment, capture_output=True, text=True, check=False
-    )
-    if backend == "torch":
-        assert done.returncode == 1
-        assert "not there on PyTorch yet" in done.stderr
-    else:
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "report.json").exists()
+    (tmp_path / "example.py").write_text(code)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if backend == "torch" else []
+    command = [sys.executable, *launcher, tmp_path / "example.py", backend, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("R-Drop: 1 epochs of 2 steps") == 1  # of several processes, one prints
+    (result,) = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert result["row passes"] == 2 * 64
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="elsewhere one process has all devices")
+def test_processes_of_pytorch(monkeypatch):
+    """Without torchrun the flag says how to start; in a process of several, every one has batches of its own."""
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit, match="torchrun --nproc-per-node 2"):
+        run("text_classification", "--distribute")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit, match="--resume backs up one process"):
+        run("text_classification", "--distribute", "--resume")
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return index
+
+    import tensorflow as tf
+
+    processes = [SimpleNamespace(rank=rank, processes=2) for rank in range(2)]
+    for batches in (Batches(), tf.data.Dataset.range(5)):
+        first, second = (training._of_this_process(batches, process) for process in processes)
+        assert len(first) == len(second) == 2
+        taken = [int(batch) for part in (first, second) for batch in itertools.islice(part, 2)]
+        assert taken == [0, 2, 1, 3]
 
 
 def test_beam_search_finds_what_trying_everything_finds(rng):

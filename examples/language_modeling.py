@@ -21,7 +21,7 @@ import keras_hub
 import numpy as np
 from common import cli, data, report, training
 
-END = "<|endoftext|>"
+PAD, END = "<|pad|>", "<|endoftext|>"
 SPLITS, PARTS = ("train", "validation", "test"), ("train", "valid", "test")
 
 
@@ -67,7 +67,8 @@ def load_texts(args):
 
 
 def build_tokenizer(args, texts):
-    vocabulary, merges = data.train_bpe(texts, args.vocabulary_size, [END])
+    # KerasHub's GPT-2 pads with token 0, and would take the padding for the end if that came first.
+    vocabulary, merges = data.train_bpe(texts, args.vocabulary_size, [PAD, END])
     return keras_hub.models.GPT2Tokenizer(vocabulary, merges)
 
 

@@ -278,6 +278,14 @@ def test_processes_of_pytorch(monkeypatch):
         assert taken == [0, 2, 1, 3]
 
 
+def test_the_padding_of_the_language_model_is_not_its_end():
+    """Else `generate` would find the end in the padding after the prompt, and stop there."""
+    script = importlib.import_module("language_modeling")
+    tokenizer = script.build_tokenizer(SimpleNamespace(vocabulary_size=300), TEXTS)
+    assert tokenizer.pad_token_id != tokenizer.end_token_id
+    assert tokenizer.detokenize(tokenizer("a good film")) == "a good film"
+
+
 def test_beam_search_finds_what_trying_everything_finds(rng):
     length, tokens, beams = 4, 4, 64  # as many beams as there are sequences: nothing is pruned
     start, end = 0, 1

@@ -1,4 +1,7 @@
-"""Every Python block of the README and the documentation runs, in order, in one namespace a page."""
+"""Every Python block of the README and the documentation runs, in order, in one namespace a page.
+
+Those of a section that is named after a backend run on that backend.
+"""
 
 import re
 from pathlib import Path
@@ -13,13 +16,17 @@ import keras_rdrop
 from keras_rdrop import RDropModel
 
 ROOT = Path(__file__).parents[2]
-
-
+BACKENDS = {"TensorFlow": "tensorflow", "JAX": "jax", "PyTorch": "torch"}
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
 
 def python_blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [
+        block
+        for section in re.split("^## ", (ROOT / page).read_text(), flags=re.MULTILINE)
+        if BACKENDS.get(section.partition("\n")[0], keras.backend.backend()) == keras.backend.backend()
+        for block in re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    ]
 
 
 @pytest.fixture
@@ -34,8 +41,22 @@ def tiny_presets(monkeypatch):
         monkeypatch.setattr(task, "from_preset", lambda preset, *, num_classes=None, build=build: build())
 
 
-@pytest.mark.parametrize("page", filter(python_blocks, PAGES))
-def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets):
+@pytest.fixture
+def one_device(monkeypatch):
+    """What a page distributes over devices and processes has one of each."""
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    yield
+    keras.distribution.set_distribution(None)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
+def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_device):
     monkeypatch.chdir(tmp_path)
     x = rng.normal(size=(64, 20)).astype("float32")
     namespace = {"x": x, "y": (x @ rng.normal(size=(20, 10))).argmax(axis=1), "np": np}

@@ -2,7 +2,7 @@
 
 import json
 import math
-import shutil
+import os
 import statistics
 import time
 
@@ -50,13 +50,23 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
             network = keras.Model(built.input, built.output)
             model = RDropModel(network, alpha=alpha_of(args), **rdrop) if arm == "R-Drop" else network
             model.compile(build_optimizer(args, epochs * steps_per_epoch), loss, metrics=list(metrics))
+            backup = Backup(args.output / f"backup-{arm}.weights.h5")
+            if not args.resume:
+                backup.path.unlink(missing_ok=True)
+            epochs_done = backup.restore(model) // steps_per_epoch
         timer = StepTimer()
         start = time.perf_counter()
         history = model.fit(
             **_fit_arguments(batches, args),
             validation_data=data["validation"],
             epochs=epochs,
-            callbacks=[*([] if parallel is None else [parallel]), timer, *_callbacks(args, arm)],
+            initial_epoch=epochs_done,
+            callbacks=[
+                *([] if parallel is None else [parallel]),
+                timer,
+                *([backup] if args.resume else []),
+                *([keras.callbacks.TensorBoard(args.output / "tensorboard" / arm)] if args.tensorboard else []),
+            ],
         ).history
         seconds = time.perf_counter() - start
         row_passes = epochs * steps_per_epoch * args.batch_size * (2 if arm == "R-Drop" else 1)
@@ -121,14 +131,30 @@ def _fit_arguments(batches, args):
     return {"x": batches}
 
 
-def _callbacks(args, arm):
-    backup = args.output / f"backup-{arm}"
-    if args.resume:
-        yield keras.callbacks.BackupAndRestore(backup)
-    else:
-        shutil.rmtree(backup, ignore_errors=True)
-    if args.tensorboard:
-        yield keras.callbacks.TensorBoard(args.output / "tensorboard" / arm)
+class Backup(keras.callbacks.Callback):
+    """Saves weights and optimizer every epoch, in a file that is whole whenever the process is killed.
+
+    `keras.callbacks.BackupAndRestore` writes over its last backup, and is left without one when it is killed meanwhile.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        self.unfinished = path.with_name(f"unfinished-{path.name}")
+
+    def restore(self, model):
+        """Sets a compiled `model` to its last backup, if there is one, and returns how many steps it has behind it."""
+        if self.path.exists():
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(self.path)
+        return int(model.optimizer.iterations)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.save_weights(self.unfinished)
+        os.replace(self.unfinished, self.path)
+
+    def on_train_end(self, logs=None):
+        self.path.unlink()
 
 
 def build_optimizer(args, steps):

@@ -1,0 +1,72 @@
+"""Training that is killed, and started again, ends with the weights of training that was not: to the last bit."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common.training import Backup
+from train_and_resume import build
+
+SCRIPT = Path(__file__).with_name("train_and_resume.py")
+KILLS = 3
+
+
+def start(engine, folder):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, str(SCRIPT), engine, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(engine, folder):
+    """The weights at the end, and the number of steps that were left."""
+    output, _ = start(engine, folder).communicate(timeout=300)
+    assert (folder / "done.npz").exists(), output[-3000:]
+    return list(np.load(folder / "done.npz").values()), output.count("step\n")
+
+
+def kill(engine, folder, event, chance):
+    """Starts, and kills shortly after one of the next few events: a training step, or the start of a save."""
+    process = start(engine, folder)
+    output = []
+    events = (line for line in process.stdout if output.append(line) or line == f"{event}\n")
+    for _ in range(chance.randint(1, 3)):
+        assert next(events, None), "".join(output)[-3000:]
+    time.sleep(chance.uniform(0, 0.05))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["weights", "keras", "orbax"])
+def test_a_killed_run_ends_as_one_that_was_not(engine, tmp_path):
+    expected, all_steps = finish(engine, tmp_path / "whole")
+    chance = random.Random()
+    for number in range(KILLS):
+        kill(engine, tmp_path / "killed", "saving" if number % 2 else "step", chance)
+    found, steps = finish(engine, tmp_path / "killed")
+    assert steps < all_steps
+    for weight, of_whole in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(weight, of_whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_and_an_unwritable_folder_keep_the_last_checkpoint(tmp_path):
+    model = build()
+    backup = Backup(tmp_path / "backup.weights.h5")
+    backup.set_model(model)
+    backup.on_epoch_end(0)
+    saved = backup.path.read_bytes()
+    backup.unfinished.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        backup.on_epoch_end(1)
+    backup.unfinished = Path("/proc/backup.weights.h5")  # where root cannot write either
+    with pytest.raises(OSError, match="/proc/backup.weights.h5"):
+        backup.on_epoch_end(1)
+    assert backup.path.read_bytes() == saved

@@ -15,11 +15,10 @@ from pathlib import Path
 SCORES = {
     "translation": "BLEU",
     "summarization": "ROUGE-L",
-    "language_modeling": "a token",
+    "language_modeling": "perplexity a token",
     "text_classification": "accuracy",
     "image_classification": "accuracy",
 }
-NAMES = {"a token": "perplexity a token"}
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
@@ -32,7 +31,7 @@ def row_of(path):
     return [
         f"`{script}.py`",
         report["backend"],
-        NAMES.get(score, score),
+        score,
         f"{plain[score]:.4g}",
         f"{rdrop[score]:.4g}",
         f"{plain['seconds']:.0f}",

@@ -66,13 +66,14 @@ def compare(arms, rival, runs):
     ]
 
 
-def report(question, rows, args):
+def report(question, rows, args, **more):
     """Prints the table, and appends a JSON line with all that it depends on to the results of the question.
 
     Args:
         question: Title of the table.
         rows: A list of dicts of the same keys. The first is the arm, the last what arms are compared by.
         args: From `parse_arguments`.
+        **more: What else belongs into the record: `curves` are drawn, a dict of arms to a dict of two lists, x and y.
     """
     backend = keras.backend.backend()
     table = Table(title=f"{question}, {backend}")
@@ -91,6 +92,7 @@ def report(question, rows, args):
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "runs": args.runs,
         "rows": rows,
+        **more,
     }
     args.output.mkdir(parents=True, exist_ok=True)
     with open(args.output / f"{Path(sys.argv[0]).stem}.jsonl", "a") as file:
@@ -166,9 +168,14 @@ def peak_mebibytes(function):
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed already would take the first part of the growth
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = resident_mebibytes()
     function()
     return _resident("VmHWM") - before
+
+
+def resident_mebibytes():
+    """The memory that this process holds now. Linux only."""
+    return _resident("VmRSS")
 
 
 def _resident(field):

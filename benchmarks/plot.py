@@ -25,7 +25,18 @@ def latest(path):
     return commands
 
 
-def draw(command, records, axes):
+def draw_curves(records, axes):
+    """A line for each arm and backend."""
+    for backend, record in records.items():
+        for style, (arm, curve) in zip(("--", "-"), record["curves"].items(), strict=False):
+            (x, x_values), (y, y_values) = curve.items()
+            axes.plot(x_values, y_values, style, color=f"C{BACKENDS.index(backend)}", label=f"{backend}, {arm}")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(bottom=0)
+
+
+def draw_bars(records, axes):
     arms = list(dict.fromkeys(row["arm"] for record in records.values() for row in record["rows"]))
     backends = [backend for backend in BACKENDS if backend in records]
     height = 0.8 / len(backends)
@@ -41,6 +52,10 @@ def draw(command, records, axes):
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel(measure)
+
+
+def draw(command, records, axes):
+    (draw_curves if "curves" in next(iter(records.values())) else draw_bars)(records, axes)
     axes.set_title(command.removeprefix("python benchmarks/"), fontsize=10)
     axes.legend(fontsize=8)
 

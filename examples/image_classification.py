@@ -105,7 +105,8 @@ def prepare(args, splits, preprocessor):
         # Images of ImageNet differ in size, so they are resized one by one.
         rows = rows.shuffle(10_000).map(preprocess, num_parallel_calls=-1).batch(args.batch_size)
         train = rows.map(lambda images, labels: (augment(images), labels)).prefetch(-1)
-    others = {name: data.limit(splits[name], args.test_rows) for name in ("validation", "test")}
+    limits = {"validation": args.validation_rows, "test": args.test_rows}
+    others = {name: data.limit(splits[name], rows) for name, rows in limits.items()}
     return {"train": train} | {
         name: preprocess(*rows) if isinstance(rows, tuple) else rows.map(preprocess).batch(args.batch_size)
         for name, rows in others.items()

@@ -110,7 +110,7 @@ def perplexities(model, rows, words, batch_size):
     network = keras.Model(model.input, model.output)
     network.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     nats = network.evaluate(*rows, batch_size=batch_size, verbose=0)  # the mean over all tokens: no row is padded
-    return {"perplexity": math.exp(nats * rows[1].size / words), "a token": math.exp(nats)}
+    return {"perplexity": math.exp(nats * rows[1].size / words), "perplexity a token": math.exp(nats)}
 
 
 def main(argv=None):
@@ -128,7 +128,7 @@ def main(argv=None):
         lambda: build_model(args, tokenizer),
         lambda: {
             "train": as_rows(args, data.limit(splits["train"], args.rows), tokenizer),
-            "validation": as_rows(args, data.limit(splits["validation"], args.test_rows), tokenizer),
+            "validation": as_rows(args, data.limit(splits["validation"], args.validation_rows), tokenizer),
         },
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         lambda model: perplexities(model, test, words, args.batch_size),

@@ -154,7 +154,7 @@ def main(argv=None):
         lambda: build_model(args, preprocessor),
         lambda: {
             name: data.as_batches(data.limit(splits[name], rows), preprocess, args.batch_size, shuffle=name == "train")
-            for name, rows in (("train", args.rows), ("validation", args.test_rows))
+            for name, rows in (("train", args.rows), ("validation", args.validation_rows))
         },
         SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing),
         lambda model: rouge(summarize(model, texts, args.batch_size), references),

@@ -105,7 +105,7 @@ def prepare(args, splits, preprocessor):
     def preprocess(texts, labels):
         return preprocessor(texts, y=None), labels  # without `y`, KerasHub takes a pair of texts for text and label
 
-    train, validation = data.limit(splits["train"], args.rows), data.limit(splits["validation"], args.test_rows)
+    train, validation = data.limit(splits["train"], args.rows), data.limit(splits["validation"], args.validation_rows)
     batches = {
         "train": data.as_batches(train, preprocess, args.batch_size, shuffle=True),
         "validation": data.as_batches(validation, preprocess, args.batch_size),

@@ -219,7 +219,7 @@ def main(argv=None):
         preprocess = Preprocessor(load_tokenizer(args), args.sequence_length)
         return {
             name: data.as_batches(data.limit(splits[name], rows), preprocess, args.batch_size, shuffle=name == "train")
-            for name, rows in (("train", args.rows), ("validation", args.test_rows))
+            for name, rows in (("train", args.rows), ("validation", args.validation_rows))
         }
 
     model, results = training.train(

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
-from study import ARMS, TASKS, results
+from study import ARMS, SETTINGS, TASKS, TUNING_SEED, results, tuned
 
 HERE = Path(__file__).parent
 RIVALS = ("plain, equal row passes", "plain")
@@ -26,17 +26,30 @@ over the seeds of the paired difference, positive where R-Drop is better, with a
 the Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table. A verdict is what the
 interval says; it is "no difference seen" where the interval holds 0.
 
+Every arm of a task was tuned before, with the same small budget and a seed of its own: of the settings in the last
+table, each arm took that of the lowest validation loss. The test scores of those runs were never kept.
+
 Made by `make evidence` from `benchmarks/quality/results/`, which has every setting, score and learning curve.
 """
 
 
-def load(folder):
-    """Results by task, arm, and backend and seed."""
-    loaded = {}
+def by_backend(folder):
+    """A dict of backends to lists of their results."""
+    found = {}
     for result in results(folder):
-        cell = result["cell"]
-        loaded.setdefault(cell.task, {}).setdefault(cell.arm, {})[result["backend"], cell.seed] = result
-    return loaded
+        found.setdefault(result["backend"], []).append(result)
+    return found
+
+
+def load(folder):
+    """Results by task, arm, and backend and seed, of the setting that the arm is tuned to."""
+    loaded = {}
+    for backend, found in by_backend(folder).items():
+        for result in found:
+            cell = result["cell"]
+            if cell.seed != TUNING_SEED and cell.setting == tuned(found, cell.task, cell.arm):
+                loaded.setdefault(cell.task, {}).setdefault(cell.arm, {})[backend, cell.seed] = result
+    return {task: loaded[task] for task in TASKS if task in loaded}
 
 
 def effect(task, arms, arm, rival):
@@ -73,7 +86,7 @@ def verdict(low, high):
 def effects(loaded, arm, rival):
     """A dict for each task that has both arms for two seeds or more."""
     rows = []
-    for task in filter(loaded.__contains__, TASKS):
+    for task in loaded:
         differences = effect(task, loaded[task], arm, rival)
         if len(differences) > 1:
             low, high = interval(differences)
@@ -102,16 +115,58 @@ def table_of_effects(rows):
 
 
 def table_of_scores(loaded):
-    """Mean and standard deviation of every arm."""
+    """Mean and standard deviation of every arm in every score; the one that decides comes first."""
     arms = [arm for arm in ARMS if any(arm in of_task for of_task in loaded.values())]
     rows = []
-    for task in filter(loaded.__contains__, TASKS):
-        row = [task, TASKS[task].score + (", lower is better" if TASKS[task].lower_is_better else "")]
-        for arm in arms:
-            scores = [result["scores"][TASKS[task].score] for result in loaded[task].get(arm, {}).values()]
-            row.append(f"{np.mean(scores):.4g} ± {np.std(scores):.2g} ({len(scores)})" if scores else "-")
-        rows.append(row)
+    for task, of_task in loaded.items():
+        names = next(iter(next(iter(of_task.values())).values()))["scores"]
+        others = [name for name in names if name not in (TASKS[task].score, "", "row passes", "seconds a step")]
+        for name in [TASKS[task].score, *others]:
+            row = [task, name]
+            for arm in arms:
+                values = [result["scores"][name] for result in of_task.get(arm, {}).values()]
+                row.append(f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "-")
+            rows.append(row)
     return as_table(["task", "score", *arms], rows)
+
+
+def table_of_costs(loaded):
+    """Row passes until the lowest validation loss of plain training, of the same seed, is reached."""
+    rows = []
+    for task, arms in loaded.items():
+        for arm in [arm for arm in ARMS if arm in arms and "plain" in arms]:
+            passes = []
+            for pair in set(arms[arm]) & set(arms["plain"]):
+                run, goal = arms[arm][pair], min(arms["plain"][pair]["history"]["val_loss"])
+                reached = np.flatnonzero(np.array(run["history"]["val_loss"]) <= goal)
+                if len(reached):
+                    share = (reached[0] + 1) / len(run["history"]["val_loss"])
+                    passes.append(share * run["scores"]["row passes"])
+            mean = f"{np.mean(passes):,.0f}" if passes else "-"
+            rows.append([task, arm, mean, f"{len(passes)} of {len(arms[arm])}"])
+    return as_table(["task", "arm", "row passes, mean", "seeds that reach it"], rows)
+
+
+def table_of_settings(found):
+    """The validation loss of each setting that was tried; the chosen one is bold."""
+    rows = []
+    for task in TASKS:
+        for arm in ARMS:
+            of_arm = {
+                result["cell"].setting: result["history"]["val_loss"][-1]
+                for result in found
+                if (result["cell"].task, result["cell"].arm, result["cell"].seed) == (task, arm, TUNING_SEED)
+            }
+            if of_arm:
+                best = tuned(found, task, arm)
+                texts = [f"{of_arm[setting]:.4g}" if setting in of_arm else "-" for setting in SETTINGS]
+                marked = zip(SETTINGS, texts, strict=True)
+                rows.append([task, arm, *[f"**{text}**" if setting == best else text for setting, text in marked]])
+    names = [
+        f"{rate} x learning rate, {dropout} x dropout" if (rate, dropout) != (1, 1) else "as it is"
+        for rate, dropout in SETTINGS
+    ]
+    return as_table(["task", "arm", *names], rows)
 
 
 def draw_effects(by_rival, path):
@@ -147,7 +202,8 @@ def draw_curves(task, arms, path):
     plt.close(figure)
 
 
-def render(loaded, folder):
+def render(results_folder, folder):
+    loaded = load(results_folder)
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     by_rival = {rival: rows for rival in RIVALS if (rows := effects(loaded, "R-Drop", rival))}
@@ -157,13 +213,18 @@ def render(loaded, folder):
     if by_rival:
         draw_effects(by_rival, pictures / "evidence.png")
         parts.append("![The effects and their intervals](pictures/evidence.png)\n")
-    parts.append("## All arms\n\nMean ± standard deviation over the seeds (their number).\n")
+    parts.append("## All arms\n\nMean ± standard deviation over the seeds.\n")
     parts.append(table_of_scores(loaded))
+    parts.append("## Cost\n\nHow many row passes it takes to reach the lowest validation loss of plain training.\n")
+    parts.append(table_of_costs(loaded))
     parts.append("## Learning curves\n")
     for task, arms in loaded.items():
         name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
         draw_curves(task, arms, pictures / name)
         parts.append(f"![{task}](pictures/{name})\n")
+    for backend, found in by_backend(results_folder).items():
+        parts.append(f"## Tuning, {backend}\n\nValidation loss at the end, of every setting that was tried.\n")
+        parts.append(table_of_settings(found))
     (folder / "evidence.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -172,7 +233,7 @@ def main():
     parser.add_argument("--results", type=Path, default=HERE / "results", help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs", help="default: %(default)s")
     args = parser.parse_args()
-    render(load(args.results), args.output)
+    render(args.results, args.output)
 
 
 if __name__ == "__main__":

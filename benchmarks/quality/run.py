@@ -3,7 +3,8 @@
     KERAS_BACKEND=torch python benchmarks/quality/run.py --minutes 60
 
 Every cell is a process of its own; when it is done, a line is appended to the results file, and a cell that was killed
-runs again. Several machines can each write a file of their own into the results folder: all files there count.
+runs again. Several machines, or processes with a `--task` each, can write a file of their own into the results folder:
+all files there count. The test scores of a run that tunes are not kept.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import keras
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from study import Cell, cells, results
+from study import TASKS, TUNING_SEED, Cell, pending, results
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -29,14 +30,16 @@ RESULTS = Path(__file__).parent / "results"
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60, help="start no cell after (default: %(default)s)")
-    parser.add_argument("--task", help="of this task only")
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help="of these only")
     parser.add_argument("--output", type=Path, default=RESULTS / "study.jsonl", help="default: %(default)s")
     return parser.parse_args(argv)
 
 
-def finished(folder):
-    """The cells that have a result on this backend."""
-    return {result["cell"] for result in results(folder) if result["backend"] == keras.config.backend()}
+def next_cells(args, failed):
+    """What is pending on this backend by now, less what failed before."""
+    backend = keras.config.backend()
+    done = [result for result in results(args.output.parent) if result["backend"] == backend]
+    return [cell for cell in pending(done, args.task) if cell not in failed]
 
 
 def run(cell: Cell):
@@ -60,7 +63,7 @@ def run(cell: Cell):
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "process_seconds": seconds,
         "settings": report["settings"] | {"output": None},
-        "scores": scores,
+        "scores": None if cell.seed == TUNING_SEED else scores,
         "history": history,
     }
 
@@ -68,18 +71,19 @@ def run(cell: Cell):
 def main(argv=None):
     args = parse_arguments(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    done = finished(args.output.parent)
-    pending = [cell for cell in cells() if cell not in done and args.task in (None, cell.task)]
     deadline = time.monotonic() + 60 * args.minutes
+    failed = set()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
-        bar = progress.add_task("", total=len(pending))
-        for cell in pending:
-            if time.monotonic() > deadline:
-                break
-            progress.update(bar, description=f"{cell.task} | {cell.arm} | {cell.seed}")
+        bar = progress.add_task("")
+        while time.monotonic() < deadline and (cells := next_cells(args, failed)):
+            cell = cells[0]
+            done = progress.tasks[bar].completed
+            progress.update(bar, description=f"{cell.task} | {cell.arm} | {cell.seed}", total=done + len(cells))
             result = run(cell)
-            if result is not None:
+            if result is None:
+                failed.add(cell)
+            else:
                 line = f"{json.dumps(result)}\n".encode()
                 with open(args.output, "ab", buffering=0) as file:  # in one write, so that none is cut off by a kill
                     file.write(line)

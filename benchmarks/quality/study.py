@@ -1,8 +1,12 @@
-"""What the study compares. A cell is a task, an arm and a seed: one run of a script of `examples/`."""
+"""What the study compares. A cell is a task, an arm, a setting and a seed: one run of a script of `examples/`.
+
+Each arm of a task is tuned first: every one of `SETTINGS` is run with a seed of its own, its test scores are thrown
+away, and the setting of the lowest validation loss at the end is the one that the other seeds run with.
+"""
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ class Task:
         flags: Its settings, the same in every arm.
         epochs: Passes over the data, in the arms of one pass a step.
         alpha: Weight of the divergence.
+        learning_rate: Peak of the learning rate, before it is tuned.
+        dropout: Rate of the dropout, before it is tuned.
         score: The score that decides.
         lower_is_better: Whether a small score is a good one.
     """
@@ -24,19 +30,29 @@ class Task:
     flags: str
     epochs: int
     alpha: float
+    learning_rate: float
+    dropout: float
     score: str
     lower_is_better: bool = False
 
 
+def _text(flags: str, epochs: int, score: str = "accuracy") -> Task:
+    return Task("text_classification", f"{flags} --validation-rows 200", epochs, 1.0, 1e-4, 0.1, score)
+
+
 TASKS = {
-    "text, 100 labels": Task("text_classification", "--rows 100", 20, 1.0, "accuracy"),
-    "text, 400 labels": Task("text_classification", "--rows 400", 10, 1.0, "accuracy"),
-    "text, 1,600 labels": Task("text_classification", "--rows 1600", 5, 1.0, "accuracy"),
-    "text regression": Task("text_classification", "--task regression --rows 400", 10, 1.0, "Pearson"),
-    "images": Task("image_classification", "--rows 1000", 20, 0.6, "accuracy"),
-    "translation": Task("translation", "", 20, 1.0, "BLEU"),
-    "summarization": Task("summarization", "", 20, 0.7, "ROUGE-L"),
-    "language model": Task("language_modeling", "", 20, 1.0, "perplexity", lower_is_better=True),
+    "images": Task(
+        "image_classification", "--rows 500 --batch-size 16 --validation-rows 200", 40, 0.6, 1e-3, 0.1, "accuracy"
+    ),
+    "language model": Task(
+        "language_modeling", "--rows 20 --batch-size 4", 25, 1.0, 1e-3, 0.2, "perplexity a token", lower_is_better=True
+    ),
+    "text, 100 labels": _text("--rows 100 --batch-size 16", 10),
+    "translation": Task("translation", "--rows 2000 --validation-rows 200", 12, 1.0, 2e-3, 0.1, "BLEU"),
+    "summarization": Task("summarization", "--rows 800 --validation-rows 100", 10, 0.7, 2e-3, 0.1, "ROUGE-L"),
+    "text, 400 labels": _text("--rows 400", 5),
+    "text regression": _text("--rows 400 --task regression", 5, "Pearson"),
+    "text, 1,600 labels": _text("--rows 1600", 3),
 }
 
 # The flags of each arm, given the epochs and the alpha of the task. The first three decide.
@@ -46,16 +62,19 @@ ARMS = {
     "R-Drop": "--alpha {alpha} --epochs {epochs}",
     "R-Drop, alpha warms up": "--alpha {alpha} --alpha-warmup-steps 100 --epochs {epochs}",
     "doubled rows": "--alpha 0 --epochs {epochs}",
-    "larger dropout": "--plain --dropout 0.3 --epochs {twice}",
 }
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
 SEEDS = range(5)
+TUNING_SEED = 100
+# By what the learning rate and the dropout of the task are multiplied.
+SETTINGS = ((1, 1), (2, 1), (1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     task: str
     arm: str
+    setting: tuple[int, int]
     seed: int
 
     @property
@@ -63,25 +82,55 @@ class Cell:
         """What follows `python`."""
         task = TASKS[self.task]
         arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, alpha=task.alpha)
-        return f"examples/{task.script}.py {task.flags} {arm} --seed {self.seed}".split()
+        learning_rate, dropout = task.learning_rate * self.setting[0], task.dropout * self.setting[1]
+        tuned = f"--learning-rate {learning_rate:g} --dropout {dropout:g} --seed {self.seed}"
+        return f"examples/{task.script}.py {task.flags} {arm} {tuned}".split()
 
     @property
     def command(self) -> str:
         return " ".join(["python", *self.arguments])
 
 
-def cells() -> Iterator[Cell]:
-    """All, the most informative first: the deciding arms before the others, a seed of every task before the next."""
+def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Iterator[Cell]:
+    """The cells to run next, the most informative first: the deciding arms of every task, then the others.
+
+    Args:
+        done: Results of one backend. Where an arm is not tuned yet, its tuning is what is pending.
+        tasks: The tasks to look at.
+    """
+    done = list(done)
+    finished = {result["cell"] for result in done}
     for arms in (DECIDING, [arm for arm in ARMS if arm not in DECIDING]):
-        for seed in SEEDS:
-            for task in TASKS:
-                for arm in arms:
-                    yield Cell(task, arm, seed)
+        for task in tasks:
+            tuning = [Cell(task, arm, setting, TUNING_SEED) for arm in arms for setting in SETTINGS]
+            if set(tuning) <= finished:
+                settings = {arm: setting for arm in arms if (setting := tuned(done, task, arm))}
+                cells = [Cell(task, arm, setting, seed) for seed in SEEDS for arm, setting in settings.items()]
+            else:
+                cells = tuning
+            yield from (cell for cell in cells if cell not in finished)
+
+
+def tuned(done: Iterable[dict[str, Any]], task: str, arm: str) -> tuple[int, int] | None:
+    """The setting of an arm with the lowest validation loss at the end, by the results of one backend, if any."""
+    losses = {
+        result["cell"].setting: result["history"]["val_loss"][-1]
+        for result in done
+        if result["cell"] == Cell(task, arm, result["cell"].setting, TUNING_SEED)
+    }
+    return min(losses, key=lambda setting: losses[setting], default=None)
 
 
 def results(folder: Path) -> Iterator[dict[str, Any]]:
     """What `run.py` wrote into a folder, with its cell. What was run with other settings than now is left out."""
-    by_command = {cell.command: cell for cell in cells()}
+    by_command = {
+        cell.command: cell
+        for task in TASKS
+        for arm in ARMS
+        for setting in SETTINGS
+        for seed in (*SEEDS, TUNING_SEED)
+        for cell in [Cell(task, arm, setting, seed)]
+    }
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text().splitlines():
             result = json.loads(line)

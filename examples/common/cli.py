@@ -36,6 +36,7 @@ def build_parser(task, description, **defaults):
     add("--dataset", metavar="TFDS", help="data set of tensorflow_datasets; the default is small and fetched with pip")
     add("--data-dir", metavar="DIR", help="where tensorflow_datasets keeps its data")
     add("--rows", type=int, help="training rows, where there are more")
+    add("--validation-rows", type=int, default=500, help="rows to validate on after every epoch, where there are more")
     add("--test-rows", type=int, help="rows to score on, where there are more")
     add("--alpha", type=float, default=1.0, help="weight of the divergence")
     add("--alpha-warmup-steps", type=int, default=0, help="steps in which alpha grows from 0, linearly")
@@ -78,7 +79,7 @@ def parse(parser, argv=None, smoke=None, full_size=None):
     args, _ = parser.parse_known_args(argv)
     if args.recipe:
         recipe = RECIPES[args.recipe]
-        parser.set_defaults(test_rows=None, rows=None)
+        parser.set_defaults(rows=None, validation_rows=None, test_rows=None)
         parser.set_defaults(**(full_size(args.recipe) if callable(full_size) else full_size or {}))
         length = parser.get_default("sequence_length")
         settings = {
@@ -99,7 +100,7 @@ def parse(parser, argv=None, smoke=None, full_size=None):
         if isinstance(recipe.alpha, tuple):
             print(f"The paper chose alpha from {recipe.alpha} for each data set: set yours with --alpha.")
     if args.smoke:
-        parser.set_defaults(**smoke or {})
+        parser.set_defaults(validation_rows=8, **smoke or {})
     return parser.parse_args(argv)
 
 

@@ -11,15 +11,29 @@ import run
 import study
 from scipy import stats
 
+SETTING = study.SETTINGS[1]
+
+
+def line(task, arm, setting, seed, score=None, loss=0.5):
+    cell = study.Cell(task, arm, setting, seed)
+    scores = None if score is None else {study.TASKS[task].score: score, "row passes": 100}
+    result = {"command": cell.command, "backend": keras.config.backend(), "scores": scores}
+    return json.dumps(result | {"history": {"val_loss": [1.0, loss]}})
+
+
+def tuning(task, arm):
+    """Results by which `SETTING` is chosen."""
+    return [line(task, arm, setting, study.TUNING_SEED, loss=float(setting != SETTING)) for setting in study.SETTINGS]
+
 
 def write(path, differences, arm="R-Drop", rival="plain, equal row passes", task="text, 400 labels"):
-    """Results of two arms whose scores differ by known numbers."""
-    lines = []
+    """Results of two arms whose scores differ by known numbers; those of settings that are not chosen differ more."""
+    lines = tuning(task, arm) + tuning(task, rival)
     for seed, difference in enumerate(differences):
-        for name, score in ((rival, 0.5 + seed / 100), (arm, 0.5 + seed / 100 + difference)):
-            result = {"command": study.Cell(task, name, seed).command, "backend": "torch"}
-            scores = {study.TASKS[task].score: score, "row passes": 100}
-            lines.append(json.dumps(result | {"scores": scores, "history": {"val_loss": [1.0, 0.5]}}))
+        for setting in study.SETTINGS:
+            lines.append(line(task, rival, setting, seed, 0.5 + seed / 100))
+            more = 0.0 if setting == SETTING else 1.0
+            lines.append(line(task, arm, setting, seed, 0.5 + seed / 100 + difference + more))
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -37,18 +51,24 @@ def test_verdicts(differences, expected, tmp_path):
     assert row["verdict"] == expected
     assert row["effect"] == pytest.approx(np.mean(differences))
     assert row["p"] == pytest.approx(stats.wilcoxon(differences).pvalue)
-    evidence.render(evidence.load(tmp_path), tmp_path)
-    assert f"| {expected} |" in (tmp_path / "evidence.md").read_text()
+    evidence.render(tmp_path, tmp_path)
+    page = (tmp_path / "evidence.md").read_text()
+    assert f"| {expected} |" in page
+    assert "| text, 400 labels | R-Drop | 1 | **0** | 1 |" in page
 
 
 def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
     write(tmp_path / "a.jsonl", [0.1, 0.1])
     lines = (tmp_path / "a.jsonl").read_text()
-    (tmp_path / "a.jsonl").write_text(lines.replace("--epochs 10", "--epochs 11"))  # of R-Drop alone
-    loaded = evidence.load(tmp_path)
-    assert set(loaded["text, 400 labels"]) == {"plain, equal row passes"}
-    evidence.render(loaded, tmp_path)  # nothing to compare is no error
-    (tmp_path / "a.jsonl").write_text(lines.replace('"torch"', '"jax"', 1))
+    (tmp_path / "a.jsonl").write_text(lines.replace("--epochs 5", "--epochs 6"))  # of R-Drop alone
+    assert set(evidence.load(tmp_path)["text, 400 labels"]) == {"plain, equal row passes"}
+    evidence.render(tmp_path, tmp_path)  # nothing to compare is no error
+    of_rival = study.Cell("text, 400 labels", "plain, equal row passes", SETTING, 0).command
+    moved = [
+        text.replace(f'"{keras.config.backend()}"', '"another"') if of_rival in text else text
+        for text in lines.splitlines()
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(moved))
     arms = evidence.load(tmp_path)["text, 400 labels"]
     assert len(evidence.effect("text, 400 labels", arms, "R-Drop", "plain, equal row passes")) == 1
 
@@ -65,24 +85,43 @@ def test_holm():
     np.testing.assert_allclose(evidence.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
 
 
-def test_cells():
-    cells = list(study.cells())
-    assert len({cell.command for cell in cells}) == len(cells) == 5 * len(study.TASKS) * len(study.ARMS)
-    assert {cell.arm for cell in cells[: len(cells) // 2]} == set(study.DECIDING)
+def done(tmp_path, *lines):
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    return list(study.results(tmp_path))
 
 
-def test_finished_cells_are_skipped_and_killed_ones_run_again(tmp_path, monkeypatch):
+def test_tuning_comes_before_the_cells_and_the_deciding_arms_before_the_others(tmp_path):
+    first, *_ = tasks = list(study.TASKS)
+    pending = list(study.pending([]))
+    assert len(set(pending)) == len(pending) == len(tasks) * len(study.ARMS) * len(study.SETTINGS)
+    assert {cell.seed for cell in pending} == {study.TUNING_SEED}
+    assert {cell.arm for cell in pending[: len(tasks) * 9]} == set(study.DECIDING)
+    tuned = [text for arm in study.DECIDING for text in tuning(first, arm)]
+    pending = list(study.pending(done(tmp_path, *tuned)))
+    assert [(cell.arm, cell.setting, cell.seed) for cell in pending[:15]] == [
+        (arm, SETTING, seed) for seed in range(5) for arm in study.DECIDING
+    ]
+    finished = line(first, "plain", SETTING, 0, 0.5)
+    assert list(study.pending(done(tmp_path, *tuned, finished))) == pending[1:]
+
+
+def test_finished_cells_are_skipped_and_failed_ones_run_again(tmp_path, monkeypatch):
     started = []
 
     def run_cell(cell):
         started.append(cell)
-        return None if len(started) == 2 else {"command": cell.command, "backend": keras.config.backend()}
+        if len(started) == 2:
+            return None
+        return json.loads(line(cell.task, cell.arm, cell.setting, cell.seed))
 
     monkeypatch.setattr(run, "run", run_cell)
-    cells = list(study.cells())[:3]
-    monkeypatch.setattr(run, "cells", lambda: iter(cells))
-    arguments = ["--output", str(tmp_path / "a.jsonl")]
+    monkeypatch.setattr(study, "ARMS", {"plain": study.ARMS["plain"]})
+    monkeypatch.setattr(study, "DECIDING", ("plain",))
+    monkeypatch.setattr(study, "SEEDS", range(0))
+    arguments = ["--output", str(tmp_path / "a.jsonl"), "--task", "images"]
     run.main(arguments)
+    cells = [study.Cell("images", "plain", setting, study.TUNING_SEED) for setting in study.SETTINGS]
+    assert started == cells
     run.main(arguments)
     assert started == [*cells, cells[1]]
 
@@ -90,9 +129,13 @@ def test_finished_cells_are_skipped_and_killed_ones_run_again(tmp_path, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", study.ARMS)
 def test_an_arm(arm, monkeypatch):
-    monkeypatch.setitem(study.TASKS, "smoke", study.Task("text_classification", "--smoke", 1, 1.0, "accuracy"))
-    result = run.run(study.Cell("smoke", arm, seed=3))
+    monkeypatch.setitem(
+        study.TASKS, "smoke", study.Task("text_classification", "--smoke", 1, 1.0, 1e-4, 0.1, "accuracy")
+    )
+    result = run.run(study.Cell("smoke", arm, (2, 3), seed=3))
     assert result["settings"]["seed"] == 3
+    assert result["settings"]["learning_rate"] == pytest.approx(2e-4)
+    assert result["settings"]["dropout"] == pytest.approx(0.3)
     assert result["scores"]["row passes"] == 64 * (1 if arm == "plain" else 2)
     assert len(result["history"]["val_loss"]) in (1, 2)
 
@@ -102,5 +145,5 @@ def test_an_arm(arm, monkeypatch):
 def test_a_task_has_its_score(name, monkeypatch):
     task = study.TASKS[name]
     monkeypatch.setitem(study.TASKS, name, dataclasses.replace(task, flags=f"{task.flags} --smoke", epochs=1))
-    result = run.run(study.Cell(name, "R-Drop", seed=0))
+    result = run.run(study.Cell(name, "R-Drop", SETTING, seed=0))
     assert np.isfinite(result["scores"][task.score])

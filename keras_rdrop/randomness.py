@@ -77,7 +77,7 @@ def _held_by(layer: keras.Layer, kind: type) -> list[Any]:
         if isinstance(value, kind):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            queue += value
+            queue.extend(value)
         elif isinstance(value, dict):
             queue += value.values()
     return found

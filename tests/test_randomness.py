@@ -84,3 +84,11 @@ def test_shares_noise():
     assert not shares_noise(layers.Dropout(0.1, noise_shape=(None, 3)))
     assert not shares_noise(layers.Dropout(0.1))
     assert not shares_noise(layers.RandomFlip())
+
+
+def test_a_base_whose_layers_are_rematerialized():
+    """Their modes are named tuples, which TensorFlow wraps."""
+    with keras.RematScope(mode="full"):
+        dropout = layers.Dropout(0.5)
+        base = keras.Sequential([keras.Input((2,)), dropout])
+    assert stochastic_layers(base) == [dropout]

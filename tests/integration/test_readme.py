@@ -61,9 +61,18 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_d
     x = rng.normal(size=(64, 20)).astype("float32")
     namespace = {"x": x, "y": (x @ rng.normal(size=(20, 10))).argmax(axis=1), "np": np}
     if page not in ("README.md", "docs/index.md"):  # which import what they use
-        base = keras.Sequential([keras.layers.Dropout(0.3), keras.layers.Dense(10)])
+
+        def build_base():
+            return keras.Sequential([keras.layers.Dropout(0.3), keras.layers.Dense(10)])
+
         texts = ["a good film", "the bad movie", "the the", "the film"]
-        data = {"base": base, "texts": texts, "labels": np.array([1, 0, 2, 1]), "summaries": ["the", "e", "th", "t"]}
+        data = {
+            "base": build_base(),
+            "build_base": build_base,
+            "texts": texts,
+            "labels": np.array([1, 0, 2, 1]),
+            "summaries": ["the", "e", "th", "t"],
+        }
         namespace |= {"keras": keras, "keras_rdrop": keras_rdrop, "RDropModel": RDropModel} | data
     for block in python_blocks(page):
         exec(compile(block, page, "exec"), namespace)

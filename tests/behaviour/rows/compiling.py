@@ -76,6 +76,29 @@ for _policy in ("mixed_float16", "mixed_bfloat16"):
             keras.config.set_dtype_policy("float32")
 
 
+@row("compile", "float64")
+def _(kind, rng):
+    if BACKEND == "jax":
+        raise Unsupported("JAX has no float64 unless it is told to before it starts")
+    keras.config.set_dtype_policy("float64")
+    try:
+        check(lambda: build(kind), *rows_of(kind, rng))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@row("compile", "RematScope")
+def _(kind, rng):
+    def stack():
+        with keras.RematScope(mode="full"):
+            # On TensorFlow and JAX, Keras 3.15 cannot compute layers again that take `training`.
+            again = [keras.layers.LayerNormalization(), keras.layers.Activation("relu")]
+        first, dropout, last = dense_stack()
+        return [first, dropout, *again, last]
+
+    check(lambda: build(kind, stack), *rows_of(kind, rng))
+
+
 @row("compile", "auto_scale_loss=False", kinds=["functional"])
 def _(kind, rng):
     keras.config.set_dtype_policy("mixed_float16")

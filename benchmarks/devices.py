@@ -1,0 +1,91 @@
+"""Does R-Drop keep its price on several devices?
+
+    KERAS_BACKEND=jax python benchmarks/devices.py
+
+A small ViT under `keras.distribution.DataParallel`, `tf.distribute.MirroredStrategy` or `TorchDataParallel`, on 1, 2, 4
+and 8 CPU devices or processes, which share the cores of the machine: the times of different numbers say nothing, so
+each is compared with the same base trained plainly on the widened batch, on the same devices. Wanted: at least 0.97 of
+its speed.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+from measure import compare, parse_arguments, report
+from networks import vit
+
+from keras_rdrop import RDropModel
+
+BACKEND = keras.backend.backend()
+ROWS, STEPS = 32, 4
+
+
+def set_up(devices):
+    """The scope in which models are built, the callbacks of `fit`, and the number of processes."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+        return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)]).scope(), [], 1
+    if BACKEND == "jax":
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+        return contextlib.nullcontext(), [], 1
+    from keras_rdrop.torch_data_parallel import TorchDataParallel
+
+    parallel = TorchDataParallel()
+    return contextlib.nullcontext(), [parallel], parallel.processes
+
+
+def arm(wrap, repeats, callbacks, processes):
+    """A `fit` of some steps, each of the rows of all devices."""
+    keras.utils.set_random_seed(0)
+    base, x, y = vit(np.random.default_rng(0), rows=ROWS * STEPS // processes)
+    model = wrap(base)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = np.repeat(x, repeats, axis=0), np.repeat(y, repeats, axis=0)
+    options = {"batch_size": repeats * ROWS // processes, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+    # Past the preprocessing of KerasHub tasks, for which there is nothing to do.
+    fit = RDropModel.fit if isinstance(model, RDropModel) else keras.Model.fit
+    return lambda: fit(model, x, y, **options)
+
+
+def measure(devices, runs):
+    scope, *others = set_up(devices)
+    with scope:
+        arms = {"plain, widened": arm(lambda base: base, 2, *others), "R-Drop": arm(RDropModel, 1, *others)}
+    return compare(arms, "plain, widened", runs)
+
+
+def in_processes(devices):
+    """What `measure` returns, from processes that were started with so many devices."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(devices)] if BACKEND == "torch" else []
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, *launcher, *sys.argv, "--devices", str(devices)]
+    printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(next(line for line in printed.splitlines() if line.startswith("[")))
+
+
+def main():
+    args = parse_arguments(__doc__, devices=0)
+    if args.devices:
+        rows = measure(args.devices, args.runs)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(rows), flush=True)
+        return
+    rows = []
+    for devices in (1, 2, 4, 8):
+        plain, rdrop = in_processes(devices)
+        speed = 1.0 / rdrop["time / plain, widened"]
+        seconds = {"seconds, plain": plain["seconds"], "seconds, R-Drop": rdrop["seconds"]}
+        rows.append({"arm": f"{devices} devices"} | seconds | {"speed / plain, widened": speed})
+    report(f"{STEPS} steps of a small ViT", rows, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -42,10 +42,12 @@ class RDropModel(preprocessing.PreprocessingModel):
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
         divergence: How predictions of two passes are compared. `"auto"` follows the compiled loss: `SymmetricKL` for
             categorical and sparse categorical cross-entropy, `BernoulliSymmetricKL` for binary cross-entropy,
-            `MeanSquaredDifference` for regression losses. Else a name (`"symmetric_kl"`, `"bernoulli_symmetric_kl"`,
-            `"mean_squared_difference"`), a `keras.losses.Loss` called with the predictions of two passes, `None` for
-            no divergence, or one of these for each loss in the structure of `compile(loss=...)`. A name takes
-            `from_logits`, `axis` and the reduction of the compiled loss; a `keras.losses.Loss` is used as it is.
+            `MeanSquaredDifference` for regression losses; for CTC the sum of `SymmetricKL` over the frames of a
+            sequence, less those that a Keras mask leaves out, in the loss too (CR-CTC, arXiv:2410.05101). Else a name
+            (`"symmetric_kl"`, `"bernoulli_symmetric_kl"`, `"mean_squared_difference"`), a `keras.losses.Loss` called
+            with the predictions of two passes, `None` for no divergence, or one of these for each loss in the structure
+            of `compile(loss=...)`. A name takes `from_logits`, `axis` and the reduction of the compiled loss; a
+            `keras.losses.Loss` is used as it is.
         unlabelled: A number that marks targets as unlabelled, for semi-supervised training: in `fit`, elements with
             this target (for a vector of targets: all of it) get the divergence, and weight 0 in the loss. `None`:
             all targets are labels. Training metrics see the marker as a target; evaluation takes labels only.

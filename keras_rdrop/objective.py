@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_rdrop.divergences import Divergence, SymmetricKL, Tensor
 from keras_rdrop.head import Head
-from keras_rdrop.masking import Masked
+from keras_rdrop.masking import BlankWhereMasked, Masked
 
 
 class TrainingStep(threading.local):
@@ -74,8 +74,11 @@ class OutputLoss(keras.losses.Loss):
         self.step = step
         self.unlabelled = unlabelled
         self.fused = fused
+        self._without_padding = BlankWhereMasked() if is_ctc(loss) else None
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        if self._without_padding is not None:
+            y_pred = self._without_padding(y_pred)
         if self.divergence is not None:
             # Here Keras comes before the first step, when it builds the model.
             self.divergence.check_classes(y_pred)
@@ -144,6 +147,10 @@ class PassDivergence(keras.losses.Loss):
             return self.divergence.compare(*y_preds)
         pairs = list(itertools.permutations(y_preds, 2))
         return sum(self.divergence.call(first, second) for first, second in pairs) / len(pairs)
+
+
+def is_ctc(loss: keras.losses.Loss) -> bool:
+    return getattr(loss, "fn", None) is keras.losses.ctc
 
 
 def _without_unlabelled(

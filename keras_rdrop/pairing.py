@@ -15,7 +15,7 @@ from keras_rdrop.divergences import (
     symmetric_kl,
 )
 from keras_rdrop.fused import FusedTerms
-from keras_rdrop.objective import OutputLoss, PassDivergence, TrainingStep
+from keras_rdrop.objective import OutputLoss, PassDivergence, TrainingStep, is_ctc
 
 # What a model trained with this Keras loss predicts decides how two of its predictions are compared.
 _DIVERGENCE_OF_LOSS = {
@@ -122,6 +122,17 @@ def _cross_entropy_divergence(*y_preds: Tensor) -> Tensor:
     return (bernoulli_symmetric_kl if y_preds[0].shape[-1] == 1 else symmetric_kl)(*y_preds)
 
 
+class _FramewiseSymmetricKL(Divergence):
+    """The divergence that follows from CTC, the loss of a whole sequence: the sum over its frames."""
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__(_framewise_symmetric_kl, "framewise_symmetric_kl", reduction)
+
+
+def _framewise_symmetric_kl(*y_preds: Tensor) -> Tensor:
+    return ops.sum(symmetric_kl(*y_preds, from_logits=True), axis=-1)
+
+
 def _get_loss(identifier: Any) -> keras.losses.Loss:
     if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
         return _CrossEntropy(name=identifier)
@@ -173,6 +184,8 @@ def _get_divergence(identifier: Any, loss: keras.losses.Loss) -> keras.losses.Lo
         return identifier
     if identifier == "auto" and isinstance(loss, _CrossEntropy):
         return _CrossEntropyDivergence(loss.reduction)
+    if identifier in ("auto", "symmetric_kl") and is_ctc(loss):
+        return _FramewiseSymmetricKL(loss.reduction)
     inferred = _DIVERGENCE_OF_LOSS.get(getattr(loss, "fn", None))
     wanted = inferred if identifier == "auto" else _DIVERGENCE_OF_NAME[identifier]
     loss_has_from_logits = inferred in (SymmetricKL, BernoulliSymmetricKL)

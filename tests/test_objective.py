@@ -146,3 +146,38 @@ def test_the_fused_terms_are_those_of_the_loss_and_of_the_divergence(loss, reduc
 )
 def test_which_pairs_are_fused(loss, divergence, fused):
     assert (with_divergence(loss, divergence, None, TrainingStep(2)).fused is not None) is fused
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ctc_and_the_divergence_of_the_frames_that_are_not_padded(masked, weighted, rng):
+    """Against PyTorch's CTC, which is told the lengths, and the reference, a sequence at a time."""
+    import torch
+
+    frames, classes = 10, 5
+    lengths = np.array([10, 7, 5, 8]) if masked else np.full(4, frames)
+    x = rng.normal(size=(4, frames, classes)).astype("float32") * (np.arange(frames) < lengths[:, None])[..., None]
+    y = rng.integers(1, classes, (4, 3))
+    weight = rng.uniform(size=4).astype("float32") if weighted else None
+    noise = rng.uniform(0.5, 1.5, size=(8, frames, classes)).astype("float32")
+
+    inputs = keras.Input(x.shape[1:])
+    outputs = KnownNoise(noise)(keras.layers.Masking()(inputs) if masked else inputs)
+    model = RDropModel(keras.Model(inputs, outputs), alpha=0.2)
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.CTC())
+    logs = model.train_on_batch(x, y, weight, return_dict=True)
+
+    logits = x[:, None] * noise.reshape(4, 2, frames, classes)
+    ctc = [
+        torch.nn.functional.ctc_loss(
+            torch.log_softmax(torch.tensor(logits[:, i]), -1).swapaxes(0, 1),
+            torch.tensor(y), torch.tensor(lengths), torch.full((4,), 3), reduction="none",
+        ).numpy()
+        for i in range(2)
+    ]  # fmt: skip
+    of_frames = reference.symmetric_kl(logits[:, 0], logits[:, 1])
+    divergence = np.array([np.sum(of_frames[row, :length]) for row, length in enumerate(lengths)])
+    weight = 1.0 if weight is None else weight
+    np.testing.assert_allclose(logs["divergence"], np.mean(divergence * weight), rtol=1e-5)
+    total = np.mean(np.mean(ctc, axis=0) * weight) + 0.2 / 2 * np.mean(divergence * weight)
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)

@@ -82,6 +82,17 @@ def check_divergence(divergence: Any) -> None:
             )
 
 
+def as_loss(divergence: Any) -> keras.losses.Loss | None:
+    """The divergence that a name stands for, of probabilities where it compares distributions; a loss is itself."""
+    check_divergence(divergence)
+    if divergence == "auto":
+        raise ValueError(
+            "Expected `divergence` to be a name or a `keras.losses.Loss`: without a compiled loss there is "
+            "nothing that 'auto' could follow. Received: divergence='auto'"
+        )
+    return _DIVERGENCE_OF_NAME[divergence]() if isinstance(divergence, str) else divergence
+
+
 def takes_features(output_loss: OutputLoss | None) -> bool:
     """Whether the loss of an output can be computed from features, by `head.Head`."""
     return output_loss is not None and output_loss.fused is not None and output_loss.fused.is_sparse

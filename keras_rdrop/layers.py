@@ -20,7 +20,8 @@ class RDrop(keras.layers.Layer):
 
     For hidden states and attention maps, as in LR-Drop ([arXiv:2402.16361](https://arxiv.org/abs/2402.16361)), and for
     training loops of one's own. To train the predictions of a whole model, `RDropModel` is the right tool: its loss is
-    that of both passes. Masked elements are left out; outside of training the layer runs once.
+    that of both passes. Masked elements are left out; outside of training the layer runs once. Batch normalization in
+    `layer` updates its averages in both runs, and losses that it adds itself may count twice.
 
     Args:
         layer: The `keras.layers.Layer`, or model, to wrap. It must be random in training.

@@ -9,11 +9,12 @@ from pathlib import Path
 import keras
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
+
+from keras_rdrop.plot import plot_history
+
+matplotlib.use("Agg")  # what else the examples draw goes into files
 
 
 def finish(args, title, results, **more):
@@ -29,7 +30,7 @@ def finish(args, title, results, **more):
     histories = {row[""]: result["history"] for row, result in zip(rows, results, strict=True)}
     print_table(f"{title}, seed {args.seed}, {keras.backend.backend()}", rows)
     if any(history for history in histories.values()):
-        plot_learning_curves(histories, args.output / "learning_curves.png")
+        plot_history(histories).savefig(args.output / "learning_curves.png", dpi=120)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     report = {
         "settings": settings,
@@ -57,31 +58,6 @@ def print_table(title, rows):
     for row in rows:
         table.add_row(*[value if isinstance(value, str) else f"{value:.4g}" for value in row.values()])
     Console().print(table)
-
-
-def plot_learning_curves(histories, path):
-    """Draws what training logged: a panel a quantity, a line an arm; validation is dashed.
-
-    Args:
-        histories: Dict of an arm's name to its `keras.callbacks.History.history`.
-        path: Where the PNG is written.
-    """
-    logged = {name.removeprefix("val_") for history in histories.values() for name in history}
-    order = ["loss", "accuracy", "divergence"]
-    panels = [name for name in order if name in logged] + sorted(logged - {*order, "learning_rate"})
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], panels, strict=True):
-        for index, (arm, history) in enumerate(histories.items()):
-            for key, style, suffix in ((name, "-", ""), (f"val_{name}", "--", ", validation")):
-                if key in history:
-                    epochs = range(1, len(history[key]) + 1)
-                    axis.plot(epochs, history[key], style, marker="o", color=f"C{index}", label=arm + suffix)
-        axis.set_title(name)
-        axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def log_softmax(logits):

@@ -52,6 +52,6 @@ def test_the_version_is_the_same_everywhere():
 
 
 def test_public_names():
-    assert keras_rdrop.__all__ == ["RDropModel", "__version__", "divergences", "layers", "losses"]
+    assert keras_rdrop.__all__ == ["RDropModel", "__version__", "divergences", "layers", "losses", "plot"]
     for name in keras_rdrop.__all__:
         assert hasattr(keras_rdrop, name)

@@ -55,6 +55,14 @@ def test_the_divergence_is_added_to_the_loss_of_the_first_run(masked, rng):
     np.testing.assert_allclose(logs["loss"], plain + 3.0 / 2 * divergence, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("inner", "shape"), [(KnownRuns, (4, 3, 5)), (layers.GlobalAveragePooling1D, (4, 5))])
+def test_the_mask_goes_on_as_the_layer_hands_it_on(inner, shape, rng, recwarn):
+    """A loss of another shape than its mask would fail; a mask that gets lost is a warning."""
+    x = rng.normal(size=(4, 3, 5)).astype("float32")
+    fit_once(RDrop(inner(), alpha=0.0), x, np.zeros(shape), [layers.Masking()])
+    assert not [warning for warning in recwarn if "does not support masking" in str(warning.message)]
+
+
 def test_outside_of_training_the_layer_runs_once_and_adds_nothing(rng):
     x = rng.normal(size=(4, 5)).astype("float32")
     inner = layers.Dropout(0.5)

@@ -24,8 +24,8 @@ R-Drop against plain training on the same data, from the same initial weights an
 passes" trains plainly twice as long, with the schedule stretched: the same compute. The effect is the mean over the
 seeds of the paired difference, positive where R-Drop is better, with a 95 % bootstrap interval; p is that of the
 Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table; of five seeds it cannot be
-less than 0.06, and a bootstrap interval is somewhat too narrow. A verdict is what the interval says; it is "no difference
-seen" where the interval holds 0. The first score of a task is the one that was to decide.
+less than 0.06, and a bootstrap interval is somewhat too narrow. A verdict is what the interval says; it is "no
+difference seen" where the interval holds 0. The first score of a task is the one that was to decide.
 
 Every arm of a task was tuned before, with the same small budget and a seed of its own: of the settings in the last
 table, each arm took that of the lowest validation loss. The test scores of those runs were never kept.

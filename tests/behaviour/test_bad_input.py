@@ -163,9 +163,15 @@ def compiled(base=one_output, loss=SCE, **options):
     return model
 
 
+def without_activation():
+    """TensorFlow's fused activation makes 0 of NaN on some processors, in plain Keras as well."""
+    return build("functional", lambda: dense_stack()[1:])
+
+
 def stops(x, y, loss=SCE, sample_weight=None):
+    model = compiled(without_activation, loss)
     callbacks = [keras.callbacks.TerminateOnNaN()]
-    history = compiled(loss=loss).fit(x, y, sample_weight=sample_weight, epochs=3, verbose=0, callbacks=callbacks)
+    history = model.fit(x, y, sample_weight=sample_weight, epochs=3, verbose=0, callbacks=callbacks)
     assert len(history.epoch) == 1
     assert np.isnan(history.history["loss"][0])
 

@@ -18,6 +18,8 @@ from study import ARMS, SETTINGS, TASKS, TUNING_SEED, results, tuned
 
 HERE = Path(__file__).parent
 RIVALS = ("plain, equal row passes", "plain")
+# What stopping early would make of a run, by its validation rows.
+STOPPED = "lowest validation loss"
 HEAD = """# Evidence
 
 R-Drop against plain training on the same data, from the same initial weights and in the same order, by seed. "Equal row
@@ -25,7 +27,8 @@ passes" trains plainly twice as long, with the schedule stretched: the same comp
 seeds of the paired difference, positive where R-Drop is better, with a 95 % bootstrap interval; p is that of the
 Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table; of five seeds it cannot be
 less than 0.06, and a bootstrap interval is somewhat too narrow. A verdict is what the interval says; it is "no
-difference seen" where the interval holds 0. The first score of a task is the one that was to decide.
+difference seen" where the interval holds 0. The first score of a task is the one that was to decide. Scores are those
+at the end of training; the lowest validation loss says what stopping early would have made of it.
 
 Every arm of a task was tuned before, with the same small budget and a seed of its own: of the settings in the last
 table, each arm took that of the lowest validation loss. The test scores of those runs were never kept.
@@ -49,14 +52,20 @@ def load(folder):
         for result in found:
             cell = result["cell"]
             if cell.seed != TUNING_SEED and cell.setting == tuned(found, cell.task, cell.arm):
+                result["scores"][STOPPED] = min(result["history"]["val_loss"])
                 loaded.setdefault(cell.task, {}).setdefault(cell.arm, {})[backend, cell.seed] = result
     return {task: loaded[task] for task in TASKS if task in loaded}
+
+
+def scores_of(task):
+    """The scores of a task, and whether a small one is a good one."""
+    return {**TASKS[task].scores, STOPPED: True}
 
 
 def effect(task, arms, arm, rival, score):
     """The paired differences of a score, positive where `arm` is better than `rival`."""
     ours, theirs = ({pair: run["scores"][score] for pair, run in arms.get(name, {}).items()} for name in (arm, rival))
-    sign = -1.0 if TASKS[task].scores[score] else 1.0
+    sign = -1.0 if scores_of(task)[score] else 1.0
     return sign * np.array([ours[pair] - theirs[pair] for pair in sorted(set(ours) & set(theirs))])
 
 
@@ -84,7 +93,7 @@ def verdict(low, high):
 def effects(loaded, arm, rival):
     """A dict for each score of each task that has both arms for two seeds or more."""
     rows = []
-    for task, score in ((name, score) for name in loaded for score in TASKS[name].scores):
+    for task, score in ((name, score) for name in loaded for score in scores_of(name)):
         differences = effect(task, loaded[task], arm, rival, score)
         if len(differences) > 1:
             low, high = interval(differences)
@@ -99,6 +108,20 @@ def effects(loaded, arm, rival):
 def as_table(columns, rows):
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def in_short(by_rival):
+    """A line for each task: the verdicts on the score that decides, and on what stopping early would give."""
+    verdicts = {(row["task"], row["score"], rival): row["verdict"] for rival, rows in by_rival.items() for row in rows}
+    lines = []
+    for task in dict.fromkeys(task for task, _, _ in verdicts):
+        parts = [
+            f"By {score}, " + " and ".join(f"{verdicts[task, score, rival]} against {rival}" for rival in by_rival)
+            for score in (next(iter(TASKS[task].scores)), STOPPED)
+            if all((task, score, rival) in verdicts for rival in by_rival)
+        ]
+        lines.append(f"- **{task}**. {'. '.join(parts)}.\n")
+    return "".join(lines)
 
 
 def table_of_effects(rows):
@@ -117,7 +140,7 @@ def table_of_scores(loaded):
     arms = [arm for arm in ARMS if any(arm in of_task for of_task in loaded.values())]
     rows = []
     for task, of_task in loaded.items():
-        for name, lower_is_better in TASKS[task].scores.items():
+        for name, lower_is_better in scores_of(task).items():
             row = [task, name + (", lower is better" if lower_is_better else "")]
             for arm in arms:
                 values = [result["scores"][name] for result in of_task.get(arm, {}).values()]
@@ -204,6 +227,8 @@ def render(results_folder, folder):
     pictures.mkdir(parents=True, exist_ok=True)
     by_rival = {rival: rows for rival in RIVALS if (rows := effects(loaded, "R-Drop", rival))}
     parts = [HEAD]
+    if by_rival:
+        parts.append(f"## In short\n\n{in_short(by_rival)}")
     for rival, rows in by_rival.items():
         parts.append(f"## Against {rival}\n\n{table_of_effects(rows)}")
     if by_rival:

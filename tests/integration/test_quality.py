@@ -48,14 +48,15 @@ def write(path, differences, arm="R-Drop", rival="plain, equal row passes", task
 def test_verdicts(differences, expected, tmp_path):
     write(tmp_path / "a.jsonl", differences)
     rows = evidence.effects(evidence.load(tmp_path), "R-Drop", "plain, equal row passes")
-    assert [row["score"] for row in rows] == ["accuracy", "NLL", "ECE"]
+    assert [row["score"] for row in rows] == ["accuracy", "NLL", "ECE", evidence.STOPPED]
     assert rows[0]["verdict"] == expected
     assert rows[0]["effect"] == pytest.approx(np.mean(differences))
     assert rows[1]["effect"] == pytest.approx(-np.mean(differences))  # of it, less is better
-    assert rows[0]["p"] == pytest.approx(min(1.0, 3 * stats.wilcoxon(differences).pvalue))
+    assert rows[0]["p"] == pytest.approx(min(1.0, 4 * stats.wilcoxon(differences).pvalue))
     evidence.render(tmp_path, tmp_path)
     page = (tmp_path / "evidence.md").read_text()
     assert f"| {expected} |" in page
+    assert f"- **text, 400 labels**. By accuracy, {expected} against plain, equal row passes. By lowest" in page
     assert "| text, 400 labels | R-Drop | 1 | **0** | 1 |" in page
 
 

@@ -35,7 +35,7 @@ def kill(engine, folder, event, chance):
     process = start(engine, folder)
     output = []
     events = (line for line in process.stdout if output.append(line) or line == f"{event}\n")
-    for _ in range(chance.randint(1, 3)):
+    for _ in range(chance.randint(2, 4)):  # so that one save at least is done where it is killed while saving
         assert next(events, None), "".join(output)[-3000:]
     time.sleep(chance.uniform(0, 0.05))
     process.kill()

@@ -21,9 +21,10 @@ STEPS = ROWS // BATCH_SIZE
 
 
 def build():
-    base = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(512, "relu"), layers.Dropout(0.5)])
+    # Without a seed, dropout on PyTorch draws from the generator of the process.
+    base = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(512, "relu"), layers.Dropout(0.5, seed=1)])
     base.add(layers.Dense(512, "relu"))
-    base.add(layers.Dropout(0.5))
+    base.add(layers.Dropout(0.5, seed=2))
     base.add(layers.Dense(CLASSES))
     model = RDropModel(base, alpha=keras.optimizers.schedules.PolynomialDecay(0.0, EPOCHS * STEPS, 2.0))
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])

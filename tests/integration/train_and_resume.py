@@ -76,7 +76,7 @@ def resume(engine, folder):
             model = keras.models.load_model(path)
         return model, int(model.optimizer.iterations) // STEPS, [SeedOfEpoch(), AtomicFile(path)]
     saves = keras.callbacks.OrbaxCheckpoint(str(folder / "orbax"), save_on_background=False)
-    if os.listdir(folder / "orbax"):
+    if any(name.isdigit() for name in os.listdir(folder / "orbax")):  # others are saves that were cut off
         model.load_weights(folder / "orbax")
     return model, int(model.optimizer.iterations) // STEPS, [saves]
 

@@ -81,7 +81,8 @@ class FusedTerms:
             of_loss, of_divergence = (
                 ops.reshape(elements.shares(y_pred, valid, weights), passes) for elements, weights in weighed
             )
-            terms = step.head.terms(of_passes, targets, self.label_smoothing, of_loss, of_divergence, step.alpha / 2)
+            scale = step.alpha / 2 * step.scale
+            terms = step.head.terms(of_passes, targets, self.label_smoothing, of_loss, of_divergence, scale)
             loss, divergence = ops.unstack(terms, 2)
         return loss, divergence
 

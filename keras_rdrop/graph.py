@@ -13,29 +13,10 @@ from keras import ops, tree
 from keras_rdrop import randomness
 from keras_rdrop.divergences import Tensor
 from keras_rdrop.head import Head
+from keras_rdrop.rows import RepeatRows
 
 # A batch size that no other dimension is likely to have; no memory is taken for it.
 _PROBE_ROWS = 100003
-
-
-def repeat_rows(tensor: Tensor, passes: int) -> Tensor:
-    """Repeats every row `passes` times, next to each other: sharded batches then need no communication.
-
-    Args:
-        tensor: A tensor of shape `(rows, ...)`, dense, sparse or ragged; or a scalar or `None`, which stay as they are.
-        passes: How often.
-
-    Returns:
-        A tensor of shape `(rows * passes, ...)`: `x0, x0, x1, x1, ...` for two passes.
-    """
-    if tensor is None or getattr(tensor, "shape", None) == ():  # one number is that of every row
-        return tensor
-    if hasattr(tensor, "nested_row_splits"):  # TensorFlow's ragged tensors know `take`, but not what follows
-        return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), passes), axis=0)
-    # This is `ops.repeat`, which does not know sparse tensors.
-    rows, *shape = ops.shape(tensor)
-    repeated = ops.concatenate([ops.expand_dims(tensor, 1)] * passes, axis=1)
-    return ops.reshape(repeated, (rows * passes, *shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +40,9 @@ class NoTrainingGraph(Exception):
     """The base itself must be called, with all rows repeated at its inputs; the message says why."""
 
 
-def training_graph(base: keras.Model, passes: int, share_prefix: bool = True, fuse_head: bool = False) -> TrainingGraph:
+def training_graph(
+    base: keras.Model, passes: int, share_prefix: bool = True, fuse_head: bool = False, fraction: float = 1.0
+) -> TrainingGraph:
     """Finds where randomness starts in a Functional or Sequential base, and repeats the rows there.
 
     Args:
@@ -67,6 +50,7 @@ def training_graph(base: keras.Model, passes: int, share_prefix: bool = True, fu
         passes: How often rows are repeated.
         share_prefix: `False` repeats the rows at the inputs.
         fuse_head: Whether the graph ends before the last layer of the base.
+        fraction: The part of the rows that is repeated.
 
     Raises:
         NoTrainingGraph: If there is no such graph, or it would be no other than that of the base.
@@ -81,12 +65,12 @@ def training_graph(base: keras.Model, passes: int, share_prefix: bool = True, fu
     if any(getattr(layer, "optional", False) for layer in base.layers):
         raise NoTrainingGraph("it has optional inputs")
     try:
-        _Walk(passes, share_prefix, rows=inputs[0].shape[0] or _PROBE_ROWS).model_of(base)
+        _Walk(passes, share_prefix, fraction, rows=inputs[0].shape[0] or _PROBE_ROWS).model_of(base)
     except NoTrainingGraph:
         raise
     except Exception as error:  # layers of any origin are called here, with a batch size that they may not take
         raise NoTrainingGraph(f"it cannot be called with another batch size ({error})") from error
-    walk = _Walk(passes, share_prefix)
+    walk = _Walk(passes, share_prefix, fraction)
     model = walk.model_of(base)
     head = None
     if fuse_head:
@@ -118,16 +102,17 @@ class _Walk:
     Args:
         passes: How often rows are repeated.
         share_prefix: Whether anything runs before the rows are repeated.
+        fraction: The part of the rows that is repeated.
         rows: If given, the inputs get this batch size, and every tensor that is repeated must have kept it: the leading
             axis could be a product of the batch and something else, where repeating would mix up the passes.
     """
 
-    def __init__(self, passes: int, share_prefix: bool, rows: int | None = None) -> None:
+    def __init__(self, passes: int, share_prefix: bool, fraction: float, rows: int | None = None) -> None:
         self.share_prefix = share_prefix
         self.rows = rows
         self.frontier: list[str] = []
         self.shared: list[keras.Layer] = []
-        self._repeat = RepeatRows(passes)
+        self._repeat = RepeatRows(passes, fraction)
         self._repeated: dict[int, Tensor] = {}  # by the id of the tensor that it repeats
         self._all_passes: dict[int, Tensor] = {}
         self._heads: dict[int, tuple[keras.Layer, Tensor]] = {}  # by the id of the output of a layer that could be one
@@ -201,21 +186,6 @@ class _Walk:
             self._repeated[id(tensor)] = repeated
             self._all_passes[id(repeated)] = repeated
         return self._repeated[id(tensor)]
-
-
-class RepeatRows(keras.layers.Layer):
-    """`repeat_rows` as a layer: Keras masks are repeated too."""
-
-    def __init__(self, passes: int, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-        self.passes = passes
-        self.supports_masking = True
-
-    def call(self, inputs: Tensor) -> Tensor:
-        return repeat_rows(inputs, self.passes)
-
-    def compute_mask(self, inputs: Tensor, previous_mask: Tensor) -> Tensor:
-        return None if previous_mask is None else ops.repeat(previous_mask, self.passes, axis=0)
 
 
 class FlatHead(keras.layers.Layer):

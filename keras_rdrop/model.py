@@ -9,7 +9,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop import graph, objective, pairing, preprocessing, randomness
+from keras_rdrop import graph, objective, pairing, preprocessing, randomness, rows
 from keras_rdrop.divergences import Tensor
 
 
@@ -40,6 +40,9 @@ class RDropModel(preprocessing.PreprocessingModel):
             evaluated at the optimizer's iterations. The paper uses 0.1 to 5. 0 is plain training on the batch with
             every row repeated.
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
+        fraction: Float in `(0, 1]`: the part of each batch, its first rows, that goes through all passes, for the cost
+            of `1 + fraction * (passes - 1)` of them. The others go through one. Every row has the same weight in the
+            loss, and the divergence of the first rows counts for all: of shuffled data, it estimates that of all.
         divergence: How predictions of two passes are compared. `"auto"` follows the compiled loss: `SymmetricKL` for
             categorical and sparse categorical cross-entropy, `BernoulliSymmetricKL` for binary cross-entropy,
             `MeanSquaredDifference` for regression losses; for CTC the sum of `SymmetricKL` over the frames of a
@@ -85,6 +88,7 @@ class RDropModel(preprocessing.PreprocessingModel):
         *,
         alpha: float | LearningRateSchedule = 1.0,
         passes: int = 2,
+        fraction: float = 1.0,
         divergence: Any = "auto",
         unlabelled: float | None = None,
         share_prefix: bool = True,
@@ -97,6 +101,8 @@ class RDropModel(preprocessing.PreprocessingModel):
         _check_no_state(base)
         _check_alpha(alpha)
         _check_passes(passes)
+        if not _is_finite(fraction) or not 0.0 < fraction <= 1.0:
+            raise ValueError(f"Expected `fraction` to be a float in (0, 1]. Received: fraction={fraction!r}")
         pairing.check_divergence(divergence)
         for argument, value in (("share_prefix", share_prefix), ("fuse_head", fuse_head)):
             if not isinstance(value, bool):
@@ -110,12 +116,14 @@ class RDropModel(preprocessing.PreprocessingModel):
         self.base = base
         self.alpha = alpha
         self.passes = int(passes)
+        self.fraction = float(fraction)
         self.divergence = divergence
         self.unlabelled = unlabelled
         self.share_prefix = share_prefix
         self.fuse_head = fuse_head
         self.divergence_tracker = keras.metrics.Mean(name="divergence")
         self._step = objective.TrainingStep(self.passes)
+        self._repeat_rest = rows.RepeatRest(self._step) if self.fraction < 1.0 else None
         self._training_graph: graph.TrainingGraph | None = None
         self._randomness_checked = False
         if base.built:  # nothing is left to build, and a loaded model can restore its optimizer
@@ -124,7 +132,8 @@ class RDropModel(preprocessing.PreprocessingModel):
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         in_train_step = self._step.alpha is not None and training
         model = self._training_graph.model if self._training_graph and in_train_step else self.base
-        return model(inputs, training=training, **kwargs)
+        outputs = model(inputs, training=training, **kwargs)
+        return tree.map_structure(self._repeat_rest, outputs) if in_train_step and self._repeat_rest else outputs
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
@@ -168,11 +177,12 @@ class RDropModel(preprocessing.PreprocessingModel):
         *state, data = args
         self._check_randomness()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        repeated = self._count_rows(x)
         if self._training_graph is None:
-            x = self._repeat_rows(x)
+            x = self._repeat_rows(x, self.fraction)
         data = keras.utils.pack_x_y_sample_weight(x, self._repeat_rows(y), self._repeat_rows(sample_weight))
         head = self._training_graph.head if self._training_graph else None
-        with self._step.running(self._alpha_at_iteration(*state), head):
+        with self._step.running(self._alpha_at_iteration(*state), head, *repeated):
             return super().train_step(*state, data)
 
     def compute_loss(
@@ -183,8 +193,8 @@ class RDropModel(preprocessing.PreprocessingModel):
         self._step.divergences.clear()
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         divergence = sum(self._step.divergences)
-        rows = ops.shape(tree.flatten(y_pred)[0])[0]
-        self.divergence_tracker.update_state(self._over_replicas(divergence), sample_weight=rows)
+        weight = ops.shape(tree.flatten(y_pred)[0])[0]
+        self.divergence_tracker.update_state(self._over_replicas(divergence), sample_weight=weight)
         return loss + self._step.alpha / 2 * divergence
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -224,6 +234,7 @@ class RDropModel(preprocessing.PreprocessingModel):
             "base": keras.saving.serialize_keras_object(self.base),
             "alpha": keras.saving.serialize_keras_object(self.alpha),
             "passes": self.passes,
+            "fraction": self.fraction,
             "divergence": keras.saving.serialize_keras_object(self.divergence),
             "unlabelled": self.unlabelled,
             "share_prefix": self.share_prefix,
@@ -241,7 +252,8 @@ class RDropModel(preprocessing.PreprocessingModel):
             A few lines of text: the layers at which the rows are repeated, and how many of the base's parameters are in
             layers that run once a row; or why there are none.
         """
-        title = f"{self.passes} passes over each row of base='{self.base.name}'"
+        which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
+        title = f"{self.passes} passes over {which} of base='{self.base.name}'"
         try:
             found = self._find_training_graph()
         except graph.NoTrainingGraph as reason:
@@ -258,10 +270,18 @@ class RDropModel(preprocessing.PreprocessingModel):
         return "\n".join(lines)
 
     def _find_training_graph(self) -> graph.TrainingGraph:
-        return graph.training_graph(self.base, self.passes, self.share_prefix, self.fuse_head)
+        return graph.training_graph(self.base, self.passes, self.share_prefix, self.fuse_head, self.fraction)
 
-    def _repeat_rows(self, data: Any) -> Any:
-        return tree.map_structure(lambda tensor: graph.repeat_rows(tensor, self.passes), data)
+    def _repeat_rows(self, data: Any, fraction: float = 1.0) -> Any:
+        return tree.map_structure(lambda tensor: rows.repeat_rows(tensor, self.passes, fraction), data)
+
+    def _count_rows(self, x: Any) -> tuple[Any, ...]:
+        """How many rows go through all passes, and how many times more there are; nothing if it is all of them."""
+        if self.fraction == 1.0:
+            return ()
+        of_batch = ops.shape(tree.flatten(x)[0])[0]
+        repeated = rows.rows_of_fraction(of_batch, self.fraction)
+        return repeated, ops.cast(of_batch, "float32") / ops.cast(repeated, "float32")
 
     def _alpha_at_iteration(self, state: Any = None) -> float | Tensor:
         if not isinstance(self.alpha, LearningRateSchedule):

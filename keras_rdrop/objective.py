@@ -23,8 +23,9 @@ class TrainingStep(threading.local):
     """The training step that is running: its `alpha`, and the divergence of each output as it becomes known.
 
     Outside of one `alpha` is `None`: batches hold one pass. With a `head`, what the step calls predictions are the
-    features from which that layer of the base computes them. Each thread has its own, for `tf.distribute` runs the
-    replicas of one step in threads that take turns.
+    features from which that layer of the base computes them. If only some rows go through all passes, these are
+    `repeated_rows`, and `scale` is how many rows there are for each of them: the others have no divergence. Each thread
+    has its own, for `tf.distribute` runs the replicas of one step in threads that take turns.
 
     Args:
         passes: Number of passes.
@@ -34,15 +35,19 @@ class TrainingStep(threading.local):
         self.passes = passes
         self.alpha: Any = None
         self.head: Head | None = None
+        self.repeated_rows: Any = None
+        self.scale: Any = 1.0
         self.divergences: list[Tensor] = []
 
     @contextlib.contextmanager
-    def running(self, alpha: float | Tensor, head: Head | None = None) -> Iterator[None]:
-        self.alpha, self.head = alpha, head
+    def running(
+        self, alpha: float | Tensor, head: Head | None = None, repeated_rows: Any = None, scale: float | Tensor = 1.0
+    ) -> Iterator[None]:
+        self.alpha, self.head, self.repeated_rows, self.scale = alpha, head, repeated_rows, scale
         try:
             yield
         finally:
-            self.alpha = self.head = None
+            self.alpha = self.head = self.repeated_rows = None
             self.divergences.clear()
 
 
@@ -95,7 +100,7 @@ class OutputLoss(keras.losses.Loss):
             loss = mean_over_passes(self.loss(targets, y_pred, sample_weight), self.reduction, self.step.passes)
             divergence = None if self.divergence is None else self.divergence(y_true, y_pred, weights)
         if divergence is not None:
-            self.step.divergences.append(self.loss_weight * divergence)
+            self.step.divergences.append(self.loss_weight * self.step.scale * divergence)
         return loss
 
 

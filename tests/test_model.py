@@ -32,16 +32,19 @@ def data(rng, rows=12, features=8):
     return rng.normal(size=(rows, features)).astype("float32"), rng.integers(0, CLASSES, rows)
 
 
-@pytest.mark.parametrize("passes", [2, 3])
+@pytest.mark.parametrize(("passes", "fraction"), [(2, 1.0), (3, 1.0), (2, 0.25), (3, 0.3)])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("steps", "masked"), [(None, False), (6, False), (6, True)])
-def test_loss_and_gradients_equal_the_paper(passes, steps, masked, weighted, rng):
+def test_loss_and_gradients_equal_the_paper(passes, fraction, steps, masked, weighted, rng):
     """One `train_on_batch` with SGD at rate 1 moves every weight by its gradient."""
     rows, features, alpha = 4, 3, 2.5
     shape = (rows,) if steps is None else (rows, steps)
     x = rng.normal(size=(*shape, features))
     labels = rng.integers(0, CLASSES, shape)
     noise = rng.uniform(0.5, 1.5, size=(rows, passes, *shape[1:], features))
+    repeated = int(np.ceil(fraction * rows))
+    noise[repeated:] = noise[repeated:, :1]  # one pass, which stands for all
+    of_the_batch = np.concatenate([noise[:repeated].reshape(-1, *noise.shape[2:]), noise[repeated:, 0]])
     sample_weight = rng.uniform(0.1, 2, size=shape) if weighted else 1.0
     mask = None
     if masked:
@@ -50,9 +53,9 @@ def test_loss_and_gradients_equal_the_paper(passes, steps, masked, weighted, rng
 
     inputs = keras.Input(x.shape[1:])
     hidden = keras.layers.Masking()(inputs) if masked else inputs
-    hidden = KnownNoise(noise.reshape(-1, *noise.shape[2:]))(hidden)
+    hidden = KnownNoise(of_the_batch)(hidden)
     base = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
-    model = RDropModel(base, alpha=alpha, passes=passes)
+    model = RDropModel(base, alpha=alpha, passes=passes, fraction=fraction)
     model.compile(keras.optimizers.SGD(1.0), sparse_ce())
     before = [np.asarray(w, "float64") for w in base.get_weights()]
     logs = model.train_on_batch(
@@ -65,7 +68,9 @@ def test_loss_and_gradients_equal_the_paper(passes, steps, masked, weighted, rng
 
     def expected(kernel, bias):
         logits = [(x * noise[:, i]) @ kernel + bias for i in range(passes)]
-        return reference.rdrop_loss(logits, labels, alpha, sample_weight, mask)
+        scale = rows / repeated
+        total, divergence = reference.rdrop_loss(logits, labels, scale * alpha, sample_weight, mask)
+        return total, scale * divergence
 
     kernel, bias = before
     total, divergence = expected(kernel, bias)
@@ -75,6 +80,24 @@ def test_loss_and_gradients_equal_the_paper(passes, steps, masked, weighted, rng
         value = kernel if gradient.ndim == 2 else bias
         numerical = reference.numerical_gradient(of, value)
         np.testing.assert_allclose(gradient, numerical, rtol=1e-5, atol=1e-5 * np.abs(numerical).max())
+
+
+def test_a_part_of_the_rows_on_every_path(rng):
+    """Up to the first dropout, from the inputs, and with the head in the loss: the same logs and weights."""
+    x = rng.integers(1, 20, (10, 6)) * (np.arange(6) < rng.integers(1, 7, 10)[:, None])
+    y = rng.integers(0, CLASSES, x.shape)
+    results = []
+    for options in ({}, {"share_prefix": False}, {"fuse_head": True}):
+        keras.utils.set_random_seed(0)
+        layers = keras.layers.Embedding(20, 8, mask_zero=True), keras.layers.Dropout(0.3), keras.layers.Dense(CLASSES)
+        model = RDropModel(keras.Sequential([keras.Input((6,)), *layers]), fraction=0.25, **options)
+        model.compile("sgd", sparse_ce())
+        keras.utils.set_random_seed(0)
+        logs = [list(model.train_on_batch(x[:n], y[:n], return_dict=True).values()) for n in (10, 10, 7)]
+        results.append([np.array(logs), *model.get_weights()])
+    for others in results[1:]:
+        for found, expected in zip(others, results[0], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("passes", [2, 3])
@@ -132,6 +155,7 @@ def test_defaults():
         "name": "name",
         "alpha": 1.0,
         "passes": 2,
+        "fraction": 1.0,
         "divergence": "auto",
         "unlabelled": None,
         "share_prefix": True,

@@ -1,7 +1,8 @@
 """What the study compares. A cell is a task, an arm, a setting and a seed: one run of a script of `examples/`.
 
-Each arm of a task is tuned first: every one of `SETTINGS` is run with a seed of its own, its test scores are thrown
-away, and the setting of the lowest validation loss at the end is the one that the other seeds run with.
+Each of the three arms that decide is tuned first: every one of `SETTINGS` is run with a seed of its own, its test
+scores are thrown away, and the setting of the lowest validation loss at the end is the one that the other seeds run
+with. The other arms are variations of R-Drop, and run with its setting.
 """
 
 import dataclasses
@@ -59,12 +60,16 @@ TASKS = {
     "text, 1,600 labels": _text("--rows 1600", 3),
 }
 
-# The flags of each arm, given the epochs and the alpha of the task. The first three decide.
+# The flags of each arm, given the epochs and the alpha of the task.
 ARMS = {
     "plain": "--plain --epochs {epochs}",
     "plain, equal row passes": "--plain --epochs {twice}",
     "R-Drop": "--alpha {alpha} --epochs {epochs}",
     "R-Drop, alpha warms up": "--alpha {alpha} --alpha-warmup-steps 100 --epochs {epochs}",
+    "R-Drop, a quarter of the rows": "--alpha {alpha} --fraction 0.25 --epochs {epochs}",
+    "R-Drop, a third of alpha": "--alpha {third} --epochs {epochs}",
+    "R-Drop, three times alpha": "--alpha {triple} --epochs {epochs}",
+    "R-Drop, three passes": "--alpha {alpha} --passes 3 --epochs {epochs}",
     "doubled rows": "--alpha 0 --epochs {epochs}",
 }
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
@@ -85,7 +90,8 @@ class Cell:
     def arguments(self) -> list[str]:
         """What follows `python`."""
         task = TASKS[self.task]
-        arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, alpha=task.alpha)
+        alphas = {"alpha": task.alpha, "third": round(task.alpha / 3, 3), "triple": 3 * task.alpha}
+        arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, **alphas)
         learning_rate, dropout = task.learning_rate * self.setting[0], task.dropout * self.setting[1]
         tuned = f"--learning-rate {learning_rate:g} --dropout {dropout:g} --seed {self.seed}"
         return f"examples/{task.script}.py {task.flags} {arm} {tuned}".split()
@@ -99,28 +105,27 @@ def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Ite
     """The cells to run next, the most informative first: the deciding arms of every task, then the others.
 
     Args:
-        done: Results of one backend. Where an arm is not tuned yet, its tuning is what is pending.
+        done: Results of one backend. Where the arms that decide are not tuned yet, their tuning is what is pending.
         tasks: The tasks to look at.
     """
     done = list(done)
     finished = {result["cell"] for result in done}
     for arms in (DECIDING, [arm for arm in ARMS if arm not in DECIDING]):
         for task in tasks:
-            tuning = [Cell(task, arm, setting, TUNING_SEED) for arm in arms for setting in SETTINGS]
-            if set(tuning) <= finished:
-                settings = {arm: setting for arm in arms if (setting := tuned(done, task, arm))}
-                cells = [Cell(task, arm, setting, seed) for seed in SEEDS for arm, setting in settings.items()]
-            else:
-                cells = tuning
+            cells = [Cell(task, arm, setting, TUNING_SEED) for arm in DECIDING for setting in SETTINGS]
+            if set(cells) <= finished:
+                cells = [Cell(task, arm, tuned(done, task, arm), seed) for seed in SEEDS for arm in arms]
+            elif arms is not DECIDING:  # it is pending already
+                continue
             yield from (cell for cell in cells if cell not in finished)
 
 
 def tuned(done: Iterable[dict[str, Any]], task: str, arm: str) -> tuple[int, int] | None:
-    """The setting of an arm with the lowest validation loss at the end, by the results of one backend, if any."""
+    """The setting of an arm, by the results of one backend, if any: that of the lowest validation loss at the end."""
     losses = {
         result["cell"].setting: result["history"]["val_loss"][-1]
         for result in done
-        if result["cell"] == Cell(task, arm, result["cell"].setting, TUNING_SEED)
+        if result["cell"] == Cell(task, arm if arm in DECIDING else "R-Drop", result["cell"].setting, TUNING_SEED)
     }
     return min(losses, key=lambda setting: losses[setting], default=None)
 

@@ -40,6 +40,8 @@ def build_parser(task, description, **defaults):
     add("--test-rows", type=int, help="rows to score on, where there are more")
     add("--alpha", type=float, default=1.0, help="weight of the divergence")
     add("--alpha-warmup-steps", type=int, default=0, help="steps in which alpha grows from 0, linearly")
+    add("--passes", type=int, default=2, help="passes over a row in a step")
+    add("--fraction", type=float, default=1.0, help="part of the rows that goes through all of them")
     add("--dropout", type=float, default=0.1, help="rate of the dropout layers")
     add("--batch-size", type=int, default=32, help="rows a step")
     add("--epochs", type=int, default=3, help="passes over the training rows")

@@ -48,7 +48,9 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
             built = build()
             # Of a task, the network without its preprocessor: the data are preprocessed already.
             network = keras.Model(built.input, built.output)
-            model = RDropModel(network, alpha=alpha_of(args), **rdrop) if arm == "R-Drop" else network
+            model = network
+            if arm == "R-Drop":
+                model = RDropModel(network, alpha=alpha_of(args), passes=args.passes, fraction=args.fraction, **rdrop)
             model.compile(build_optimizer(args, epochs * steps_per_epoch), loss, metrics=list(metrics))
             backup = Backup(args.output / f"backup-{arm}.weights.h5")
             if not args.resume:
@@ -69,7 +71,8 @@ def train(args, build, load, loss, score, metrics=(), **rdrop):
             ],
         ).history
         seconds = time.perf_counter() - start
-        row_passes = epochs * steps_per_epoch * args.batch_size * (2 if arm == "R-Drop" else 1)
+        passes = 1 + args.fraction * (args.passes - 1) if arm == "R-Drop" else 1
+        row_passes = epochs * steps_per_epoch * args.batch_size * passes
         row_passes *= 1 if parallel is None else parallel.processes
         row = {"": arm, **score(built), "row passes": row_passes, "seconds a step": timer.median, "seconds": seconds}
         results.append({"row": row, "history": history})

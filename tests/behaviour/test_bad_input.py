@@ -102,6 +102,9 @@ error("alpha", "NaN", None, ours="Expected `alpha` to be", alpha=float("nan"))
 error("alpha", "a string", None, ours="Expected `alpha` to be", alpha="1")
 error("passes", "1", None, ours="Expected `passes` to be", passes=1)
 error("passes", "2.5", None, ours="Expected `passes` to be", passes=2.5)
+error("fraction", "0", None, ours="Expected `fraction` to be", fraction=0.0)
+error("fraction", "1.5", None, ours="Expected `fraction` to be", fraction=1.5)
+error("fraction", "a string", None, ours="Expected `fraction` to be", fraction="half")
 error("base", "a layer", None, base=lambda: keras.layers.Dense(3), ours="Expected `base` to be a `keras.Model`")
 error(
     "base",

@@ -53,7 +53,7 @@ def test_verdicts(differences, expected, tmp_path):
     assert rows[0]["effect"] == pytest.approx(np.mean(differences))
     assert rows[1]["effect"] == pytest.approx(-np.mean(differences))  # of it, less is better
     assert rows[0]["p"] == pytest.approx(min(1.0, 4 * stats.wilcoxon(differences).pvalue))
-    evidence.render(tmp_path, tmp_path)
+    evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
     page = (tmp_path / "evidence.md").read_text()
     assert f"| {expected} |" in page
     assert f"- **text, 400 labels**. By accuracy, {expected} against plain, equal row passes. By lowest" in page
@@ -65,7 +65,7 @@ def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
     lines = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "a.jsonl").write_text(lines.replace("--epochs 5", "--epochs 6"))  # of R-Drop alone
     assert set(evidence.load(tmp_path)["text, 400 labels"]) == {"plain, equal row passes"}
-    evidence.render(tmp_path, tmp_path)  # nothing to compare is no error
+    evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")  # nothing to compare is no error
     of_rival = study.Cell("text, 400 labels", "plain, equal row passes", SETTING, 0).command
     moved = [
         text.replace(f'"{keras.config.backend()}"', '"another"') if of_rival in text else text
@@ -89,14 +89,19 @@ def done(tmp_path, *lines):
 def test_tuning_comes_before_the_cells_and_the_deciding_arms_before_the_others(tmp_path):
     first, *_ = tasks = list(study.TASKS)
     pending = list(study.pending([]))
-    assert len(set(pending)) == len(pending) == len(tasks) * len(study.ARMS) * len(study.SETTINGS)
+    assert len(set(pending)) == len(pending) == len(tasks) * len(study.DECIDING) * len(study.SETTINGS)
     assert {cell.seed for cell in pending} == {study.TUNING_SEED}
-    assert {cell.arm for cell in pending[: len(tasks) * 9]} == set(study.DECIDING)
+    assert {cell.arm for cell in pending} == set(study.DECIDING)
     tuned = [text for arm in study.DECIDING for text in tuning(first, arm)]
     pending = list(study.pending(done(tmp_path, *tuned)))
     assert [(cell.arm, cell.setting, cell.seed) for cell in pending[:15]] == [
         (arm, SETTING, seed) for seed in range(5) for arm in study.DECIDING
     ]
+    others = set(study.ARMS) - set(study.DECIDING)
+    assert {(cell.task, cell.arm, cell.setting) for cell in pending if cell.arm not in study.DECIDING} == {
+        (first, arm, SETTING) for arm in others
+    }
+    assert [cell.arm in others for cell in pending] == sorted(cell.arm in others for cell in pending)
     finished = line(first, "plain", SETTING, 0, 0.5)
     assert list(study.pending(done(tmp_path, *tuned, finished))) == pending[1:]
 
@@ -132,7 +137,8 @@ def test_an_arm(arm, monkeypatch):
     assert result["settings"]["seed"] == 3
     assert result["settings"]["learning_rate"] == pytest.approx(2e-4)
     assert result["settings"]["dropout"] == pytest.approx(0.3)
-    assert result["scores"]["row passes"] == 64 * (1 if arm == "plain" else 2)
+    passes = {"plain": 1, "R-Drop, a quarter of the rows": 1.25, "R-Drop, three passes": 3}.get(arm, 2)
+    assert result["scores"]["row passes"] == 64 * passes
     assert len(result["history"]["val_loss"]) in (1, 2)
 
 

@@ -54,6 +54,7 @@ def main():
         rdrop["fuse_head=True"] = training_step(args.network, fuse_head=True)
     losses = {name: first_loss(arm) for name, arm in rdrop.items()}  # of the same masks, as all seeds are the same
     np.testing.assert_allclose(list(losses.values()), losses["R-Drop"], rtol=1e-4, err_msg=str(losses))
+    rdrop["fraction=0.25"] = training_step(args.network, fraction=0.25)
     rival = "plain" if args.network == "conv" else "plain, widened"
     rows = compare({rival: plain_step(args.network, args.network != "conv")} | rdrop, rival, args.runs)
     report(f"a training step of {args.network}", rows, args)

@@ -16,15 +16,20 @@ def repeat_rows(tensor: Tensor, passes: int, fraction: float = 1.0) -> Tensor:
     Args:
         tensor: A tensor of shape `(rows, ...)`, dense, sparse or ragged; or a scalar or `None`, which stay as they are.
         passes: How often.
-        fraction: The part of the rows, the first ones, that is repeated; of dense tensors only.
+        fraction: The part of the rows, the first ones, that is repeated.
 
     Returns:
         A tensor of shape `(rows * passes, ...)`: `x0, x0, x1, x1, ...` for two passes. With a fraction of one half,
         `x0, x0, ...`, and from the middle `x5, x6, ...`.
+
+    Raises:
+        ValueError: If a part of the rows of a tensor that has no slices, as sparse ones of TensorFlow, is wanted.
     """
     if tensor is None or getattr(tensor, "shape", None) == ():  # one number is that of every row
         return tensor
     if fraction < 1.0:
+        if hasattr(tensor, "nested_row_splits") or not hasattr(tensor, "__getitem__"):
+            raise ValueError(f"Expected dense data, as fraction={fraction} wants it. Received: {type(tensor)}")
         some = rows_of_fraction(ops.shape(tensor)[0], fraction)
         return ops.concatenate([repeat_rows(tensor[:some], passes), tensor[some:]], axis=0)
     if hasattr(tensor, "nested_row_splits"):  # TensorFlow's ragged tensors know `take`, but not what follows
@@ -37,7 +42,8 @@ def repeat_rows(tensor: Tensor, passes: int, fraction: float = 1.0) -> Tensor:
 
 def rows_of_fraction(rows: Any, fraction: float) -> Any:
     """How many rows a fraction of a batch is, rounded up: at least one."""
-    part = fractions.Fraction(fraction).limit_denominator(1000)  # in whole numbers: no rounding error adds a row
+    # In whole numbers, so that no rounding error adds a row.
+    part = max(fractions.Fraction(fraction).limit_denominator(1000), fractions.Fraction(1, 1000))
     return (rows * part.numerator + part.denominator - 1) // part.denominator
 
 

@@ -5,7 +5,7 @@
 100 of the handwritten digits of scikit-learn to learn from, where plain training overfits, and 1,000 to test on; the
 same rows, weights and order in every arm, by seed (`--runs`). The cost is in row passes of plain training. Accuracy and
 NLL (nats) are of the test rows. The gap is what dropout adds to the cross-entropy of the training rows, the
-inconsistency between training and inference of which the paper speaks (section 2.2); D is the divergence between two
+inconsistency between training and inference of which the paper speaks (section 2); D is the divergence between two
 passes over the test rows. Low and high are the 95 % t-interval of how much less NLL than R-Drop's an arm has, by seed:
 above 0 the arm is better than R-Drop.
 

@@ -40,9 +40,9 @@ Made by `make evidence` from `benchmarks/quality/results/`, which has every sett
 
 SWEEPS = """\
 What the settings of R-Drop do, and what goes [beyond the paper](beyond.md), on a network that trains in seconds: 100
-handwritten digits, over several seeds. The cost is in row passes of plain training, the gap is what dropout adds to the cross-entropy of the training rows, D is the
-divergence between two passes over the test rows; low and high are the 95 % interval of how much less NLL than R-Drop's
-an arm has.
+handwritten digits, over several seeds. The cost is in row passes of plain training; the gap is what dropout adds to the
+cross-entropy of the training rows; D is the divergence between two passes over the test rows; low and high are the 95 %
+interval of how much less NLL than R-Drop's an arm has.
 
 ![The divergence between the passes over training](pictures/settings.png)
 """

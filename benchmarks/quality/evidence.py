@@ -121,7 +121,13 @@ def as_table(columns, rows):
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def in_short(by_rival):
+def overfit(runs):
+    """By how much the validation loss at the end of a run is above its lowest, as a share of that: mean over runs."""
+    losses = [run["history"]["val_loss"] for run in runs.values()]
+    return np.mean([of_run[-1] / min(of_run) - 1.0 for of_run in losses])
+
+
+def in_short(loaded, by_rival):
     """A line for each task: the verdicts on the score that decides, and on what stopping early would give."""
     verdicts = {(row["task"], row["score"], rival): row["verdict"] for rival, rows in by_rival.items() for row in rows}
     lines = []
@@ -131,6 +137,8 @@ def in_short(by_rival):
             for score in (next(iter(TASKS[task].scores)), STOPPED)
             if all((task, score, rival) in verdicts for rival in by_rival)
         ]
+        shares = [f"{overfit(loaded[task][rival]):.0%} ({rival})" for rival in by_rival]
+        parts.append(f"The validation loss ends above its lowest by {' and '.join(shares)}")
         lines.append(f"- **{task}**. {'. '.join(parts)}.\n")
     return "".join(lines)
 
@@ -246,7 +254,7 @@ def render(results_folder, folder, sweeps):
     by_rival = {rival: rows for rival in RIVALS if (rows := effects(loaded, "R-Drop", rival))}
     parts = [HEAD]
     if by_rival:
-        parts.append(f"## In short\n\n{in_short(by_rival)}")
+        parts.append(f"## In short\n\n{in_short(loaded, by_rival)}")
     for rival, rows in by_rival.items():
         parts.append(f"## Against {rival}\n\n{table_of_effects(rows)}")
     if by_rival:

@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A data set at a size where plain training overfits.
+    """A data set, at a size that trains in minutes.
 
     Args:
         script: Name of the example.

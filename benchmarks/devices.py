@@ -24,7 +24,7 @@ from networks import vit
 from keras_rdrop import RDropModel
 
 BACKEND = keras.backend.backend()
-ROWS, STEPS, REPETITIONS = 32, 4, 5
+ROWS, STEPS, REPETITIONS = 32, 8, 3
 
 
 def set_up(devices):

@@ -248,7 +248,9 @@ def draw_curves(task, arms, path):
 
 
 def render(results_folder, folder, sweeps):
-    loaded = load(results_folder)
+    loaded = {
+        task: {arm: runs for arm, runs in arms.items() if len(runs) > 1} for task, arms in load(results_folder).items()
+    }
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     by_rival = {rival: rows for rival in RIVALS if (rows := effects(loaded, "R-Drop", rival))}

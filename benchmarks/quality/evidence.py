@@ -271,13 +271,13 @@ def render(results_folder, folder, sweeps):
         name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
         draw_curves(task, arms, pictures / name)
         parts.append(f"![{task}](pictures/{name})\n")
-    for backend, found in by_backend(results_folder).items():
-        parts.append(f"## Tuning, {backend}\n\nValidation loss at the end, of every setting that was tried.\n")
-        parts.append(table_of_settings(found))
     records = map(json.loads, sweeps.read_text().splitlines() if sweeps.exists() else ())
     for record in {record["backend"]: record for record in records}.values():  # the latest
         parts.append(f"## Settings, {record['backend']}\n\n{SWEEPS}\n`{record['command']}`, {record['date']}\n")
         parts.append(table_of_rows(record))
+    for backend, found in by_backend(results_folder).items():
+        parts.append(f"## Tuning, {backend}\n\nValidation loss at the end, of every setting that was tried.\n")
+        parts.append(table_of_settings(found))
     (folder / "evidence.md").write_text("\n".join(parts), encoding="utf-8")
 
 

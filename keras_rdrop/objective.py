@@ -48,6 +48,7 @@ class TrainingStep(threading.local):
             yield
         finally:
             self.alpha = self.head = self.repeated_rows = None
+            self.scale = 1.0
             self.divergences.clear()
 
 

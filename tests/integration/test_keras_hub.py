@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from bases import build_task, rows_of
 from tasks import causal_lm, text_classifier
 
 from keras_rdrop import RDropModel
@@ -69,6 +70,18 @@ def test_rows_are_shuffled_every_epoch_unless_told_otherwise(model):
         assert all(batch == TEXTS for batch in seen) != shuffle
         assert (len({tuple(batch) for batch in seen}) > 1) == shuffle
     model.base.preprocessor = preprocess
+
+
+def test_a_task_without_preprocessor_takes_the_data_as_any_model(monkeypatch, rng):
+    x, y = rows_of("keras_hub", rng)
+    task = build_task()
+    monkeypatch.setattr(type(task), "preprocess_samples", lambda *args: pytest.fail("there is nothing to preprocess"))
+    model = RDropModel(task)
+    model.compile("adam", sparse_ce(), metrics=["accuracy"])
+    history = model.fit(x, y, validation_split=0.5, verbose=0).history
+    assert set(history) == {"loss", "divergence", "accuracy", "val_loss", "val_accuracy"}
+    assert model.evaluate(x, y, verbose=0)[0] == model.test_on_batch(x, y)[0]
+    assert model.train_on_batch(x, y)[0] > 0
 
 
 def test_causal_lm_with_lora_generates_after_training():

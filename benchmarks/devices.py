@@ -4,9 +4,8 @@
 
 A small ViT under `keras.distribution.DataParallel`, `tf.distribute.MirroredStrategy` or `TorchDataParallel`, on 1, 2, 4
 and 8 CPU devices or processes, which share the cores of the machine: the times of different numbers say nothing, so
-each is compared with the same base trained plainly on the widened batch, on the same devices. How the memory of a
-process happens to lie is worth some percent, on TensorFlow above all: so this is the median of several processes, in
-which the two take turns in being built first. Wanted: at least 0.97 of the speed.
+each is compared with the same base trained plainly on the widened batch, on the same devices. The median is
+that of several processes, in which the two take turns in being built first. Wanted: at least 0.97 of the speed.
 """
 
 import contextlib

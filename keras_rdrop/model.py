@@ -40,9 +40,10 @@ class RDropModel(preprocessing.PreprocessingModel):
             evaluated at the optimizer's iterations. The paper uses 0.1 to 5. 0 is plain training on the batch with
             every row repeated.
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
-        fraction: Float in `(0, 1]`: the part of each batch, its first rows, that goes through all passes, for the cost
-            of `1 + fraction * (passes - 1)` of them. The others go through one. Every row has the same weight in the
-            loss, and the divergence of the first rows counts for all: of shuffled data, it estimates that of all.
+        fraction: Float in `(0, 1]`: the part of each batch, its first rows, that goes through all passes of the base.
+            The others go through one, so that it makes `1 + fraction * (passes - 1)`; the loss is computed on as many
+            rows as ever. Every row has the same weight in it, and the divergence of the first rows counts for all: of
+            shuffled data, it estimates that of all. Of dense data only.
         divergence: How predictions of two passes are compared. `"auto"` follows the compiled loss: `SymmetricKL` for
             categorical and sparse categorical cross-entropy, `BernoulliSymmetricKL` for binary cross-entropy,
             `MeanSquaredDifference` for regression losses; for CTC the sum of `SymmetricKL` over the frames of a

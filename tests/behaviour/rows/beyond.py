@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 from bases import CLASSES, build, dense_stack, rows_of
-from keras import layers, ops, tree
+from keras import layers, tree
+from settings import own_divergences
 from table import check, row, same_weights, sparse_ce
 
 from keras_rdrop import RDropModel
@@ -43,17 +44,9 @@ def _(kind, rng):
     check(lambda: build(kind, stack), *rows_of(kind, rng))
 
 
-class LearnFromTheOther(keras.losses.Loss):
-    """One-way KL, whose teacher gets no gradient."""
-
-    def call(self, teacher, student):
-        teacher = ops.log_softmax(ops.stop_gradient(teacher))
-        return ops.sum(ops.exp(teacher) * (teacher - ops.log_softmax(student)), axis=-1)
-
-
 @row("Beyond the paper", "a divergence of one's own")
 def _(kind, rng):
-    check(lambda: build(kind), *rows_of(kind, rng), divergence=LearnFromTheOther())
+    check(lambda: build(kind), *rows_of(kind, rng), divergence=own_divergences()["LearnFromTheOther"]())
 
 
 @row("Beyond the paper", "CTC")

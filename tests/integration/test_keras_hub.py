@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from bases import build_task, rows_of
+from reference import rdrop_loss
 from tasks import causal_lm, text_classifier
 
 from keras_rdrop import RDropModel
@@ -96,3 +97,25 @@ def test_causal_lm_with_lora_generates_after_training():
     for variable, expected in zip(frozen, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), expected)
     assert isinstance(task.generate("the", max_length=6), str)
+
+
+def test_a_prompt_of_weight_0_has_no_part_in_loss_and_divergence():
+    task = causal_lm()
+    task.backbone.enable_lora(2)
+    x, y, weights = task.preprocessor(["the the the", "the thee", "the h"])
+    y, weights = keras.ops.convert_to_numpy(y), keras.ops.convert_to_numpy(weights).astype("float32")
+    weights[:, :2] = 0.0
+    model = RDropModel(keras.Model(task.input, task.output), alpha=2.0)
+    model.compile(keras.optimizers.SGD(0.0), sparse_ce())
+    model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+    seeds = [(variable, keras.ops.copy(variable.value)) for variable in task.variables if "seed" in variable.path]
+
+    keras.utils.set_random_seed(0)
+    logs = model.train_on_batch(x, y, weights, return_dict=True)
+    for variable, value in seeds:
+        variable.assign(value)
+    keras.utils.set_random_seed(0)
+    repeated = {name: np.repeat(keras.ops.convert_to_numpy(tensor), 2, axis=0) for name, tensor in x.items()}
+    logits = keras.ops.convert_to_numpy(task(repeated, training=True))
+    loss, divergence = rdrop_loss([logits[::2], logits[1::2]], y, 2.0, weights)
+    np.testing.assert_allclose([logs["loss"], logs["divergence"]], [loss, divergence], rtol=1e-4)

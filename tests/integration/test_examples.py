@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,14 +84,16 @@ def test_smoke(script, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", PREPARED)
-def test_data_that_are_not_prepared(name, tmp_path):
+def test_data_that_are_not_prepared(name, tmp_path, monkeypatch):
+    def download(*args, **kwargs):
+        pytest.fail("Without a network, tensorflow_datasets tries again for minutes.")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
     recipe = recipes.RECIPES[name]
-    start = time.perf_counter()
     with pytest.raises(SystemExit) as error:
         importlib.import_module(recipe.task).main(
             ["--recipe", name, "--data-dir", str(tmp_path), "--output", str(tmp_path / "run")]
         )
-    assert time.perf_counter() - start < 2.0
     command = re.search(r'python -c "(.*)"', str(error.value))[1]
     assert command == f"import tensorflow_datasets as tfds; tfds.load('{recipe.tfds}', data_dir='{tmp_path}')"
 

@@ -1,6 +1,7 @@
 """The study: which cells it has, and what it makes of known results."""
 
 import dataclasses
+import itertools
 import json
 
 import evidence
@@ -18,7 +19,8 @@ def line(task, arm, setting, seed, score=None, loss=0.5):
     cell = study.Cell(task, arm, setting, seed)
     scores = None if score is None else dict.fromkeys(study.TASKS[task].scores, score) | {"row passes": 100}
     result = {"command": cell.command, "backend": keras.config.backend(), "scores": scores}
-    return json.dumps(result | {"history": {"val_loss": [1.0, loss]}})
+    alpha = dict(itertools.pairwise(cell.arguments)).get("--alpha", 1.0)
+    return json.dumps(result | {"settings": {"alpha": float(alpha)}, "history": {"val_loss": [1.0, loss]}})
 
 
 def tuning(task, arm):
@@ -74,6 +76,21 @@ def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(moved))
     arms = evidence.load(tmp_path)["text, 400 labels"]
     assert len(evidence.effect("text, 400 labels", arms, "R-Drop", "plain, equal row passes", "NLL")) == 1
+
+
+@pytest.mark.parametrize(
+    ("difference", "recommended"), [(0.1, "3: helps by accuracy | 3"), (-0.1, "3: hurts by accuracy | none: train")]
+)
+def test_the_alpha_of_the_lowest_validation_loss_is_recommended_if_it_helps(difference, recommended, tmp_path):
+    task, rival = "text, 400 labels", "plain, equal row passes"
+    lines = tuning(task, "R-Drop") + tuning(task, rival)
+    for seed in range(3):
+        lines.append(line(task, rival, SETTING, seed, 0.5))
+        for arm, loss in (("R-Drop", 0.4), ("R-Drop, a third of alpha", 0.5), ("R-Drop, three times alpha", 0.3)):
+            lines.append(line(task, arm, SETTING, seed, 0.5 + difference, loss))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    table = evidence.table_of_alphas(evidence.load(tmp_path))
+    assert f"| text, 400 labels | 0.333 (0.5), 1 (0.4), 3 (0.3) | {recommended}" in table
 
 
 def test_holm():

@@ -187,9 +187,8 @@ def table_of_alphas(loaded):
         best = alphas[min(losses, key=losses.get)]
         tried = ", ".join(f"{alphas[arm]} ({loss:.4g})" for arm, loss in losses.items())
         found = verdict(*interval(differences))
-        rows.append(
-            [task, tried, f"{best}: {found} by {score}", best if found == "helps" else "none: train for longer"]
-        )
+        recommended = {"helps": best, "hurts": "none: train for longer"}.get(found, "none")
+        rows.append([task, tried, f"{best}: {found} by {score}", recommended])
     return as_table(["task", "alpha (validation loss)", "the best at equal row passes", "recommended alpha"], rows)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/plot.py
 
-Each bar is what an arm is compared by, the last column of the table that the script printed; the line is the rival.
-Of several records of a command on a backend, the latest counts.
+Each bar, or point with its deviation over the seeds, is what an arm is compared by, the last column of the table that
+the script printed; the line is the rival. Of several records of a command on a backend, the latest counts.
 """
 
 import argparse
@@ -40,14 +40,21 @@ def draw_bars(records, axes):
     arms = list(dict.fromkeys(row["arm"] for record in records.values() for row in record["rows"]))
     backends = [backend for backend in BACKENDS if backend in records]
     height = 0.8 / len(backends)
+    rival = 1.0  # of a ratio
     for offset, backend in enumerate(backends):
         rows = {row["arm"]: row for row in records[backend]["rows"]}
         measure = list(records[backend]["rows"][0])[-1]
         places = [place + (offset - (len(backends) - 1) / 2) * height for place in range(len(arms))]
         values = [rows[arm][measure] if arm in rows else float("nan") for arm in arms]
-        bars = axes.barh(places, values, height, label=backend, color=f"C{BACKENDS.index(backend)}")
-        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-    axes.axvline(1.0, color="black", linewidth=1)
+        color = f"C{BACKENDS.index(backend)}"
+        if "deviation" in records[backend]["rows"][0]:
+            deviations = [rows[arm]["deviation"] for arm in arms]
+            axes.errorbar(values, places, xerr=deviations, fmt="o", capsize=3, label=backend, color=color)
+            rival = values[0]
+        else:
+            bars = axes.barh(places, values, height, label=backend, color=color)
+            axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+    axes.axvline(rival, color="black", linewidth=1)
     axes.set_yticks(range(len(arms)), arms)
     axes.invert_yaxis()
     axes.margins(x=0.1)

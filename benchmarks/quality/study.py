@@ -71,6 +71,7 @@ ARMS = {
     "R-Drop, three times alpha": "--alpha {triple} --epochs {epochs}",
     "R-Drop, three passes": "--alpha {alpha} --passes 3 --epochs {epochs}",
     "doubled rows": "--alpha 0 --epochs {epochs}",
+    "R-Drop, 300 unlabelled rows": "--alpha {alpha} --unlabelled 300 --epochs {epochs}",
 }
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
 SEEDS = range(5)
@@ -101,6 +102,12 @@ class Cell:
         return " ".join(["python", *self.arguments])
 
 
+def arms_of(task: str) -> list[str]:
+    """The arms of a task: not every script takes unlabelled rows."""
+    takes_unlabelled = TASKS[task].script == "text_classification"
+    return [arm for arm, flags in ARMS.items() if takes_unlabelled or "--unlabelled" not in flags]
+
+
 def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Iterator[Cell]:
     """The cells to run next, the most informative first: the deciding arms of every task, then the others.
 
@@ -110,12 +117,13 @@ def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Ite
     """
     done = list(done)
     finished = {result["cell"] for result in done}
-    for arms in (DECIDING, [arm for arm in ARMS if arm not in DECIDING]):
+    for decides in (True, False):
         for task in tasks:
             cells = [Cell(task, arm, setting, TUNING_SEED) for arm in DECIDING for setting in SETTINGS]
             if set(cells) <= finished:
+                arms = [arm for arm in arms_of(task) if (arm in DECIDING) == decides]
                 cells = [Cell(task, arm, tuned(done, task, arm), seed) for seed in SEEDS for arm in arms]
-            elif arms is not DECIDING:  # it is pending already
+            elif not decides:  # it is pending already
                 continue
             yield from (cell for cell in cells if cell not in finished)
 
@@ -135,7 +143,7 @@ def results(folder: Path) -> Iterator[dict[str, Any]]:
     by_command = {
         cell.command: cell
         for task in TASKS
-        for arm in ARMS
+        for arm in arms_of(task)
         for setting in SETTINGS
         for seed in (*SEEDS, TUNING_SEED)
         for cell in [Cell(task, arm, setting, seed)]

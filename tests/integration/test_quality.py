@@ -62,6 +62,19 @@ def test_verdicts(differences, expected, tmp_path):
     assert "| text, 400 labels | R-Drop | 1 | **0** | 1 |" in page
 
 
+def test_a_variation_is_compared_with_r_drop(tmp_path):
+    task = "text, 400 labels"
+    lines = tuning(task, "R-Drop")
+    for seed in range(3):
+        lines.append(line(task, "R-Drop", SETTING, seed, 0.5))
+        lines.append(line(task, "doubled rows", SETTING, seed, 0.5 + 0.1 * (1 + seed), loss=0.5))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    table = evidence.table_of_variations(evidence.load(tmp_path))
+    assert "| text, 400 labels | doubled rows | accuracy | 3 | +0.2 | +0.1 to +0.3 |" in table
+    assert "| text, 400 labels | doubled rows | lowest validation loss | 3 | +0 | +0 to +0 |" in table
+    assert len(table.splitlines()) == 4
+
+
 def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
     write(tmp_path / "a.jsonl", [0.1, 0.1])
     lines = (tmp_path / "a.jsonl").read_text()
@@ -114,7 +127,8 @@ def test_tuning_comes_before_the_cells_and_the_deciding_arms_before_the_others(t
     assert [(cell.arm, cell.setting, cell.seed) for cell in pending[:15]] == [
         (arm, SETTING, seed) for seed in range(5) for arm in study.DECIDING
     ]
-    others = set(study.ARMS) - set(study.DECIDING)
+    others = set(study.arms_of(first)) - set(study.DECIDING)
+    assert set(study.arms_of("text, 400 labels")) - set(study.arms_of(first)) == {"R-Drop, 300 unlabelled rows"}
     assert {(cell.task, cell.arm, cell.setting) for cell in pending if cell.arm not in study.DECIDING} == {
         (first, arm, SETTING) for arm in others
     }
@@ -155,6 +169,7 @@ def test_an_arm(arm, monkeypatch):
     assert result["settings"]["learning_rate"] == pytest.approx(2e-4)
     assert result["settings"]["dropout"] == pytest.approx(0.3)
     passes = {"plain": 1, "R-Drop, a quarter of the rows": 1.25, "R-Drop, three passes": 3}.get(arm, 2)
+    passes *= 6 if arm == "R-Drop, 300 unlabelled rows" else 1  # 12 batches of 32 instead of 2
     assert result["scores"]["row passes"] == 64 * passes
     assert len(result["history"]["val_loss"]) in (1, 2)
 

@@ -26,10 +26,11 @@ HEAD = """# Evidence
 
 R-Drop against plain training on the same data, from the same initial weights and in the same order, by seed. "Equal row
 passes" trains plainly twice as long, with the schedule stretched: the same compute. The effect is the mean over the
-seeds of the paired difference, positive where R-Drop is better, with a 95 % bootstrap interval; p is that of the
-Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table; of five seeds it cannot be
-less than 0.06, and a bootstrap interval is somewhat too narrow. A verdict is what the interval says; it is "no
-difference seen" where the interval holds 0. The first score of a task is the one that was to decide. Scores are those
+seeds of the paired difference, positive where R-Drop is better, with a 95 % bootstrap interval, which of five seeds is
+somewhat too narrow. A verdict is what the interval says; it is "no difference seen" where the interval holds 0. p is
+that of the Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table. Five seeds that
+all agree give 0.0625 before the correction, which multiplies it by up to the number of rows: of so few, no verdict is
+significant by that test. The first score of a task is the one that was to decide. Scores are those
 at the end of training; the lowest validation loss says what stopping early would have made of it.
 
 These three arms of a task were tuned before, with the same small budget and a seed of its own: of the settings in the
@@ -37,6 +38,11 @@ last table, each took that of the lowest validation loss. The test scores of tho
 are variations of R-Drop, with its setting.
 
 Made by `make evidence` from `benchmarks/quality/results/`, which has every setting, score and learning curve.
+"""
+
+SHORT = """\
+What R-Drop does, by the score that decides and by the lowest validation loss; and by how much the validation loss of
+its rivals rises from its lowest to the end, which is overfitting.
 """
 
 VARIATIONS = """\
@@ -139,19 +145,16 @@ def overfit(runs):
 
 
 def in_short(loaded, by_rival):
-    """A line for each task: the verdicts on the score that decides, and on what stopping early would give."""
+    """The verdicts on the score that decides and on what stopping early would give, and by how much the rivals overfit."""
     verdicts = {(row["task"], row["score"], rival): row["verdict"] for rival, rows in by_rival.items() for row in rows}
-    lines = []
-    for task in dict.fromkeys(task for task, _, _ in verdicts):
-        parts = [
-            f"By {score}, " + " and ".join(f"{verdicts[task, score, rival]} against {rival}" for rival in by_rival)
-            for score in (next(iter(TASKS[task].scores)), STOPPED)
-            if all((task, score, rival) in verdicts for rival in by_rival)
-        ]
-        shares = [f"{overfit(loaded[task][rival]):.0%} ({rival})" for rival in by_rival]
-        parts.append(f"The validation loss ends above its lowest by {' and '.join(shares)}")
-        lines.append(f"- **{task}**. {'. '.join(parts)}.\n")
-    return "".join(lines)
+    rows = []
+    for task in loaded:
+        overfits = [f"{overfit(loaded[task][rival]):.0%}" if rival in loaded[task] else "-" for rival in by_rival]
+        for score in (next(iter(TASKS[task].scores)), STOPPED):
+            found = [verdicts.get((task, score, rival), "-") for rival in by_rival]
+            rows.append([task, score, *found, *overfits])
+    columns = [f"{what} {rival}" for what in ("against", "rise of") for rival in by_rival]
+    return as_table(["task", "score", *columns], rows)
 
 
 def table_of_effects(rows):
@@ -299,7 +302,7 @@ def render(results_folder, folder, sweeps):
     by_rival = {rival: rows for rival in RIVALS if (rows := effects(loaded, "R-Drop", rival))}
     parts = [HEAD]
     if by_rival:
-        parts.append(f"## In short\n\n{in_short(loaded, by_rival)}")
+        parts.append(f"## In short\n\n{SHORT}\n{in_short(loaded, by_rival)}")
     for rival, rows in by_rival.items():
         parts.append(f"## Against {rival}\n\n{table_of_effects(rows)}")
     if by_rival:

@@ -58,7 +58,7 @@ def test_verdicts(differences, expected, tmp_path):
     evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
     page = (tmp_path / "evidence.md").read_text()
     assert f"| {expected} |" in page
-    assert f"- **text, 400 labels**. By accuracy, {expected} against plain, equal row passes. By lowest" in page
+    assert f"| text, 400 labels | accuracy | {expected} | 0% |" in page  # the last column: the loss does not rise
     assert "| text, 400 labels | R-Drop | 1 | **0** | 1 |" in page
 
 

@@ -36,9 +36,13 @@ def tiny_presets(monkeypatch):
         (keras_hub.models.TextClassifier, tasks.text_classifier),
         (keras_hub.models.CausalLM, tasks.causal_lm),
         (keras_hub.models.Seq2SeqLM, tasks.seq2seq_lm),
-        (keras_hub.models.ImageClassifier, lambda: tasks.image_classifier(dropout=0.1)),
     ):
         monkeypatch.setattr(task, "from_preset", lambda preset, *, num_classes=None, build=build: build())
+
+    def vit(preset, *, dropout_rate, attention_dropout):
+        return tasks.image_classifier(dropout=dropout_rate).backbone
+
+    monkeypatch.setattr(keras_hub.models.ViTBackbone, "from_preset", vit)
 
 
 @pytest.fixture

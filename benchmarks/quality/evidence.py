@@ -145,7 +145,7 @@ def overfit(runs):
 
 
 def in_short(loaded, by_rival):
-    """The verdicts on the score that decides and on what stopping early would give, and by how much the rivals overfit."""
+    """The verdicts on the score that decides and on what stopping early would give; by how much the rivals overfit."""
     verdicts = {(row["task"], row["score"], rival): row["verdict"] for rival, rows in by_rival.items() for row in rows}
     rows = []
     for task in loaded:

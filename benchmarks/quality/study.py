@@ -2,7 +2,7 @@
 
 Each of the three arms that decide is tuned first: every one of `SETTINGS` is run with a seed of its own, its test
 scores are thrown away, and the setting of the lowest validation loss at the end is the one that the other seeds run
-with. The other arms are variations of R-Drop, and run with its setting.
+with. The other arms are variations of these, and run with the setting of R-Drop, or of plain training for longer.
 """
 
 import dataclasses
@@ -71,6 +71,8 @@ ARMS = {
     "R-Drop, three times alpha": "--alpha {triple} --epochs {epochs}",
     "R-Drop, three passes": "--alpha {alpha} --passes 3 --epochs {epochs}",
     "doubled rows": "--alpha 0 --epochs {epochs}",
+    "plain, four times as long": "--plain --epochs {four}",
+    "R-Drop, twice as long": "--alpha {alpha} --epochs {twice}",
     "R-Drop, 300 unlabelled rows": "--alpha {alpha} --unlabelled 300 --epochs {epochs}",
 }
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
@@ -92,7 +94,7 @@ class Cell:
         """What follows `python`."""
         task = TASKS[self.task]
         alphas = {"alpha": task.alpha, "third": round(task.alpha / 3, 3), "triple": 3 * task.alpha}
-        arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, **alphas)
+        arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, four=4 * task.epochs, **alphas)
         learning_rate, dropout = task.learning_rate * self.setting[0], task.dropout * self.setting[1]
         tuned = f"--learning-rate {learning_rate:g} --dropout {dropout:g} --seed {self.seed}"
         return f"examples/{task.script}.py {task.flags} {arm} {tuned}".split()
@@ -130,10 +132,12 @@ def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Ite
 
 def tuned(done: Iterable[dict[str, Any]], task: str, arm: str) -> tuple[int, int] | None:
     """The setting of an arm, by the results of one backend, if any: that of the lowest validation loss at the end."""
+    if arm not in DECIDING:
+        arm = "plain, equal row passes" if "--plain" in ARMS[arm] else "R-Drop"
     losses = {
         result["cell"].setting: result["history"]["val_loss"][-1]
         for result in done
-        if result["cell"] == Cell(task, arm if arm in DECIDING else "R-Drop", result["cell"].setting, TUNING_SEED)
+        if result["cell"] == Cell(task, arm, result["cell"].setting, TUNING_SEED)
     }
     return min(losses, key=lambda setting: losses[setting], default=None)
 

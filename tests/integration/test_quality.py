@@ -137,6 +137,20 @@ def test_tuning_comes_before_the_cells_and_the_deciding_arms_before_the_others(t
     assert list(study.pending(done(tmp_path, *tuned, finished))) == pending[1:]
 
 
+def test_the_other_arms_take_the_setting_of_the_one_that_they_vary(tmp_path):
+    best = {"plain": 0, "plain, equal row passes": 1, "R-Drop": 2}
+    found = done(
+        tmp_path,
+        *[
+            line("images", arm, setting, study.TUNING_SEED, loss=float(setting != study.SETTINGS[best[arm]]))
+            for arm in study.DECIDING
+            for setting in study.SETTINGS
+        ],
+    )
+    assert study.tuned(found, "images", "plain, four times as long") == study.SETTINGS[1]
+    assert study.tuned(found, "images", "doubled rows") == study.SETTINGS[2]
+
+
 def test_finished_cells_are_skipped_and_failed_ones_run_again(tmp_path, monkeypatch):
     started = []
 
@@ -169,9 +183,10 @@ def test_an_arm(arm, monkeypatch):
     assert result["settings"]["learning_rate"] == pytest.approx(2e-4)
     assert result["settings"]["dropout"] == pytest.approx(0.3)
     passes = {"plain": 1, "R-Drop, a quarter of the rows": 1.25, "R-Drop, three passes": 3}.get(arm, 2)
+    passes *= 2 if arm in ("plain, four times as long", "R-Drop, twice as long") else 1
     passes *= 6 if arm == "R-Drop, 300 unlabelled rows" else 1  # 12 batches of 32 instead of 2
     assert result["scores"]["row passes"] == 64 * passes
-    assert len(result["history"]["val_loss"]) in (1, 2)
+    assert len(result["history"]["val_loss"]) in (1, 2, 4)
 
 
 @pytest.mark.slow

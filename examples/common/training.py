@@ -150,7 +150,7 @@ class Backup(keras.callbacks.Callback):
         if self.path.exists():
             model.optimizer.build(model.trainable_variables)
             model.load_weights(self.path)
-        return int(model.optimizer.iterations)
+        return int(ops.convert_to_numpy(model.optimizer.iterations))  # under `tf.distribute`, `int` takes no variable
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.save_weights(self.unfinished)

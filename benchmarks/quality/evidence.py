@@ -280,7 +280,7 @@ def draw_effects(by_rival, path):
         axes.set_yticks(range(len(rows)), [f"{row['task']}: {row['score']}" for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel("effect of R-Drop, its 95 % interval scaled to 1")
-        axes.set_title(f"{RIVALS[rival]} against {rival}")
+        axes.set_title(f"{RIVALS[rival]}\nagainst {rival}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

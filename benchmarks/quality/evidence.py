@@ -35,8 +35,8 @@ seeds of the paired difference, positive where R-Drop is better, with a 95 % boo
 somewhat too narrow. A verdict is what the interval says; it is "no difference seen" where the interval holds 0. p is
 that of the Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table. Five seeds that
 all agree give 0.0625 before the correction, which multiplies it by up to the number of rows: of so few, no verdict is
-significant by that test. The first score of a task is the one that was to decide. Scores are those
-at the end of training; the lowest validation loss says what stopping early would have made of it.
+significant by that test. The first score of a task is the one that was to decide. Scores are those at the end of
+training; the lowest validation loss says what stopping early would have made of it.
 
 These three arms of a task were tuned before, with the same small budget and a seed of its own: of the settings in the
 last table, each took that of the lowest validation loss. The test scores of those runs were never kept. All other arms

@@ -78,7 +78,7 @@ def pretrain(vocabulary_size, rows, path):
     _, model = network(vocabulary_size)
     model.compile(keras.optimizers.Adam(1e-3), LOSS)
     x, y, _ = rows
-    model.fit(x, y, sample_weight=(y > 0).astype("float32"), batch_size=32, epochs=12, verbose=2)
+    model.fit(x, y, sample_weight=(y > 0).astype("float32"), batch_size=32, epochs=12, verbose=0)
     model.save_weights(path)
 
 

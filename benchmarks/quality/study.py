@@ -74,9 +74,13 @@ ARMS = {
     "plain, four times as long": "--plain --epochs {four}",
     "R-Drop, twice as long": "--alpha {alpha} --epochs {twice}",
     "R-Drop, 300 unlabelled rows": "--alpha {alpha} --unlabelled 300 --epochs {epochs}",
+    "plain, equal row passes, larger dropout": "--plain --epochs {twice}",
+    "plain, equal row passes, smoothed labels": "--plain --label-smoothing 0.1 --epochs {twice}",
 }
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
 SEEDS = range(5)
+# Of the arms that decide, where so many can be had.
+MORE_SEEDS = {"language model": range(12)}
 TUNING_SEED = 100
 # By what the learning rate and the dropout of the task are multiplied.
 SETTINGS = ((1, 1), (2, 1), (1, 2))
@@ -96,6 +100,8 @@ class Cell:
         alphas = {"alpha": task.alpha, "third": round(task.alpha / 3, 3), "triple": 3 * task.alpha}
         arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, four=4 * task.epochs, **alphas)
         learning_rate, dropout = task.learning_rate * self.setting[0], task.dropout * self.setting[1]
+        if "larger dropout" in self.arm:  # as if it was applied twice
+            dropout = 1.0 - (1.0 - dropout) ** 2
         tuned = f"--learning-rate {learning_rate:g} --dropout {dropout:g} --seed {self.seed}"
         return f"examples/{task.script}.py {task.flags} {arm} {tuned}".split()
 
@@ -105,9 +111,16 @@ class Cell:
 
 
 def arms_of(task: str) -> list[str]:
-    """The arms of a task: not every script takes unlabelled rows."""
-    takes_unlabelled = TASKS[task].script == "text_classification"
-    return [arm for arm, flags in ARMS.items() if takes_unlabelled or "--unlabelled" not in flags]
+    """The arms of a task: only texts have unlabelled rows, and not all labels can be smoothed, or are not already."""
+    has = {
+        "--unlabelled": TASKS[task].script == "text_classification",
+        "--label-smoothing": task != "text regression" and TASKS[task].script not in ("translation", "summarization"),
+    }
+    return [arm for arm, flags in ARMS.items() if all(applies or flag not in flags for flag, applies in has.items())]
+
+
+def seeds_of(task: str, arm: str) -> range:
+    return MORE_SEEDS.get(task, SEEDS) if arm in DECIDING else SEEDS
 
 
 def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Iterator[Cell]:
@@ -124,7 +137,8 @@ def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Ite
             cells = [Cell(task, arm, setting, TUNING_SEED) for arm in DECIDING for setting in SETTINGS]
             if set(cells) <= finished:
                 arms = [arm for arm in arms_of(task) if (arm in DECIDING) == decides]
-                cells = [Cell(task, arm, tuned(done, task, arm), seed) for seed in SEEDS for arm in arms]
+                cells = [Cell(task, arm, tuned(done, task, arm), seed) for arm in arms for seed in seeds_of(task, arm)]
+                cells.sort(key=lambda cell: cell.seed)  # so that every arm has as many
             elif not decides:  # it is pending already
                 continue
             yield from (cell for cell in cells if cell not in finished)
@@ -149,7 +163,7 @@ def results(folder: Path) -> Iterator[dict[str, Any]]:
         for task in TASKS
         for arm in arms_of(task)
         for setting in SETTINGS
-        for seed in (*SEEDS, TUNING_SEED)
+        for seed in (*seeds_of(task, arm), TUNING_SEED)
         for cell in [Cell(task, arm, setting, seed)]
     }
     for path in sorted(folder.glob("*.jsonl")):

@@ -43,6 +43,7 @@ def build_parser(task, description, **defaults):
     add("--passes", type=int, default=2, help="passes over a row in a step")
     add("--fraction", type=float, default=1.0, help="part of the rows that goes through all of them")
     add("--dropout", type=float, default=0.1, help="rate of the dropout layers")
+    add("--label-smoothing", type=float, default=0.0, help="part of each label that is spread over all")
     add("--batch-size", type=int, default=32, help="rows a step")
     add("--epochs", type=int, default=3, help="passes over the training rows")
     add("--steps", type=int, help="steps of the optimizer, rounded up to whole epochs; instead of --epochs")

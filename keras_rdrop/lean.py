@@ -1,7 +1,7 @@
 """Cross-entropy and symmetric KL from logits, in one reading: for large vocabularies.
 
 Derived by the framework, the two keep several arrays of the size of the logits for the backward pass. Here a gradient
-by hand keeps the logits and two numbers a row. With `l_i` the log-probabilities of pass `i` of `m`, `p_i = exp(l_i)`,
+by hand keeps the logits and three numbers a row. With `l_i` the log-probabilities of pass `i` of `m`, `p_i = exp(l_i)`,
 and a bar for the mean over the passes,
 
     k_i     = sum_c p_i (l_i - l_bar),      D = 1 / (m - 1) * sum_i k_i,
@@ -68,7 +68,7 @@ def as_indices(targets: Tensor) -> Tensor:
     return ops.cast(targets, "int64" if _BACKEND == "torch" else "int32")
 
 
-def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Both terms, and what `backward` wants to know again.
 
     Args:
@@ -80,16 +80,16 @@ def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Te
         Cross-entropy and divergence, of shape `(rows, passes, steps, 1)`, and a tuple.
     """
     number_a_row = (*ops.shape(logits)[:-1], 1), at_least_float32(logits.dtype)
-    cross_entropy, k, normalizer = _work_off(_forward, label_smoothing, (logits, targets), [number_a_row] * 3)
+    cross_entropy, k, *normalizer = _work_off(_forward, label_smoothing, (logits, targets), [number_a_row] * 4)
     divergence = ops.maximum(ops.sum(k, axis=1, keepdims=True), 0.0) / (logits.shape[1] - 1)
-    return cross_entropy, ops.broadcast_to(divergence, ops.shape(k)), (normalizer, k)
+    return cross_entropy, ops.broadcast_to(divergence, ops.shape(k)), (*normalizer, k)
 
 
 def backward(
     logits: Tensor,
     targets: Tensor,
     label_smoothing: float,
-    saved: tuple[Tensor, Tensor],
+    saved: tuple[Tensor, ...],
     of_cross_entropy: Tensor,
     of_divergence: Tensor,
 ) -> Tensor:
@@ -101,7 +101,7 @@ def backward(
 
 
 def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Cross-entropy, k, and the logarithm of the normalizer, `(rows, passes, steps, 1)` each."""
+    """Cross-entropy, k, the logarithm of the normalizer, and its rounding error, `(rows, passes, steps, 1)` each."""
     logits = ops.cast(logits, at_least_float32(logits.dtype))
     largest = ops.max(logits, axis=-1, keepdims=True)
     shifted = logits - largest
@@ -115,7 +115,8 @@ def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[T
     if label_smoothing:
         of_all = log_total - ops.mean(shifted, axis=-1, keepdims=True)
         cross_entropy = (1.0 - label_smoothing) * cross_entropy + label_smoothing * of_all
-    return cross_entropy, k, largest + log_total
+    normalizer = largest + log_total
+    return cross_entropy, k, normalizer, log_total - (normalizer - largest)
 
 
 def _backward(
@@ -123,6 +124,7 @@ def _backward(
     logits: Tensor,
     targets: Tensor,
     normalizer: Tensor,
+    error: Tensor,
     k: Tensor,
     of_cross_entropy: Tensor,
     of_divergence: Tensor,
@@ -130,17 +132,22 @@ def _backward(
     """The gradient with respect to the logits, given those with respect to the two terms."""
     passes = logits.shape[1]
     of_divergence = of_divergence / (passes - 1)
+    # The normalizer is rounded at the level of the logits. Its error is the same for all classes, so what it does to
+    # `log_p` is made good in numbers a row; subtracted there, XLA for CPUs would store one more array.
     log_p = ops.cast(logits, at_least_float32(logits.dtype)) - normalizer
+    correction = ops.exp(-error)
     p = ops.exp(log_p)
+    p *= correction
     of_targets = 1.0 if _is_sparse(targets) else ops.sum(targets, axis=-1, keepdims=True)
     if _BACKEND == "torch":
         p_mean = ops.mean(p, axis=1, keepdims=True)
     else:
-        p_mean = p - sum(p - ops.exp(other) for other in _others(log_p)) / passes
+        others = zip(_others(log_p), _others(correction), strict=True)
+        p_mean = p - sum(p - ops.exp(other) * of_other for other, of_other in others) / passes
     result = _centered(log_p)
     result *= of_divergence
     of_all, of_one = label_smoothing * of_cross_entropy, (1.0 - label_smoothing) * of_cross_entropy
-    result += of_one * of_targets + of_all - of_divergence * (k - 1.0)
+    result += of_one * of_targets + of_all - of_divergence * (k - 1.0 + _centered(error))
     result *= p
     result -= of_divergence * p_mean
     if label_smoothing:

@@ -33,10 +33,11 @@ R-Drop against plain training on the same data, from the same initial weights an
 passes" trains plainly twice as long, with the schedule stretched: the same compute. The effect is the mean over the
 seeds of the paired difference, positive where R-Drop is better, with a 95 % bootstrap interval, which of five seeds is
 somewhat too narrow. A verdict is what the interval says; it is "no difference seen" where the interval holds 0. p is
-that of the Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table. Five seeds that
-all agree give 0.0625 before the correction, which multiplies it by up to the number of rows: of so few, no verdict is
-significant by that test. The first score of a task is the one that was to decide. Scores are those at the end of
-training; the lowest validation loss says what stopping early would have made of it.
+that of the Wilcoxon signed-rank test over the seeds, after Holm's correction over the rows of a table. Seeds that all
+agree give 0.0625 if there are five and 0.0005 if there are twelve, before the correction, which multiplies it by up to
+the number of rows: of five, no verdict is significant by that test. The first score of a task is the one that was to
+decide. Scores are those at the end of training; the lowest validation loss says what stopping early would have made of
+it.
 
 These three arms of a task were tuned before, with the same small budget and a seed of its own: of the settings in the
 last table, each took that of the lowest validation loss. The test scores of those runs were never kept. All other arms
@@ -55,7 +56,8 @@ its rivals rises from its lowest to the end, which is overfitting.
 
 VARIATIONS = """\
 The other arms against R-Drop itself, positive where they are better. A quarter of the rows costs 1.25 passes instead of
-2, three passes 3; with unlabelled rows an epoch has more steps.
+2, three passes 3; with unlabelled rows an epoch has more steps. Larger dropout is as if dropout was applied twice: it
+keeps the square of what the tuned rate keeps. With smoothed labels the validation loss is another one, and left out.
 """
 
 ALPHAS = """\
@@ -88,9 +90,15 @@ def load(folder):
         for result in found:
             cell = result["cell"]
             if cell.seed != TUNING_SEED and cell.setting == tuned(found, cell.task, cell.arm):
-                result["scores"][STOPPED] = min(result["history"]["val_loss"])
+                if has_val_loss(cell.arm):
+                    result["scores"][STOPPED] = min(result["history"]["val_loss"])
                 loaded.setdefault(cell.task, {}).setdefault(cell.arm, {})[backend, cell.seed] = result
     return {task: loaded[task] for task in TASKS if task in loaded}
+
+
+def has_val_loss(arm):
+    """Whether the validation loss of an arm can be compared with that of others: it is that of the training loss."""
+    return "--label-smoothing" not in ARMS[arm]
 
 
 def scores_of(task):
@@ -100,7 +108,10 @@ def scores_of(task):
 
 def effect(task, arms, arm, rival, score):
     """The paired differences of a score, positive where `arm` is better than `rival`."""
-    ours, theirs = ({pair: run["scores"][score] for pair, run in arms.get(name, {}).items()} for name in (arm, rival))
+    ours, theirs = (
+        {pair: run["scores"][score] for pair, run in arms.get(name, {}).items() if score in run["scores"]}
+        for name in (arm, rival)
+    )
     sign = -1.0 if scores_of(task)[score] else 1.0
     return sign * np.array([ours[pair] - theirs[pair] for pair in sorted(set(ours) & set(theirs))]) + 0.0  # no -0
 
@@ -184,7 +195,7 @@ def table_of_scores(loaded):
         for name, lower_is_better in scores_of(task).items():
             row = [task, name + (", lower is better" if lower_is_better else "")]
             for arm in arms:
-                values = [result["scores"][name] for result in of_task.get(arm, {}).values()]
+                values = [run["scores"][name] for run in of_task.get(arm, {}).values() if name in run["scores"]]
                 row.append(f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "-")
             rows.append(row)
     return as_table(["task", "score", *arms], rows)
@@ -229,7 +240,7 @@ def table_of_costs(loaded):
     """Row passes until the lowest validation loss of plain training, of the same seed, is reached."""
     rows = []
     for task, arms in loaded.items():
-        for arm in [arm for arm in ARMS if arm in arms and "plain" in arms]:
+        for arm in [arm for arm in ARMS if arm in arms and "plain" in arms and has_val_loss(arm)]:
             passes = []
             for pair in set(arms[arm]) & set(arms["plain"]):
                 run, goal = arms[arm][pair], min(arms["plain"][pair]["history"]["val_loss"])
@@ -329,7 +340,7 @@ def render(results_folder, folder, sweeps):
     parts.append("## Learning curves\n")
     for task, arms in loaded.items():
         name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
-        draw_curves(task, arms, pictures / name)
+        draw_curves(task, {arm: runs for arm, runs in arms.items() if has_val_loss(arm)}, pictures / name)
         parts.append(f"![{task}](pictures/{name})\n")
     records = map(json.loads, sweeps.read_text().splitlines() if sweeps.exists() else ())
     for record in {record["backend"]: record for record in records}.values():  # the latest

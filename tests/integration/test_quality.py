@@ -75,6 +75,18 @@ def test_a_variation_is_compared_with_r_drop(tmp_path):
     assert len(table.splitlines()) == 4
 
 
+def test_the_validation_loss_of_smoothed_labels_is_compared_with_no_other(tmp_path):
+    task, smoothed = "text, 400 labels", "plain, equal row passes, smoothed labels"
+    write(tmp_path / "a.jsonl", [0.1, 0.2])
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.writelines(line(task, smoothed, SETTING, seed, 0.4, loss=0.1) + "\n" for seed in range(2))
+    loaded = evidence.load(tmp_path)
+    table = evidence.table_of_variations(loaded)
+    assert f"| {task} | {smoothed} | accuracy | 2 |" in table
+    assert evidence.STOPPED not in table
+    assert smoothed not in evidence.table_of_costs(loaded)
+
+
 def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
     write(tmp_path / "a.jsonl", [0.1, 0.1])
     lines = (tmp_path / "a.jsonl").read_text()
@@ -137,6 +149,18 @@ def test_tuning_comes_before_the_cells_and_the_deciding_arms_before_the_others(t
     assert list(study.pending(done(tmp_path, *tuned, finished))) == pending[1:]
 
 
+def test_a_task_of_more_seeds(tmp_path):
+    task = "language model"
+    assert len(study.MORE_SEEDS[task]) > len(study.SEEDS)
+    tuned = [text for arm in study.DECIDING for text in tuning(task, arm)]
+    of_arms = {arm: [] for arm in study.arms_of(task)}
+    for cell in study.pending(done(tmp_path, *tuned), [task]):
+        of_arms[cell.arm].append(cell.seed)
+    assert all(seeds == list(study.seeds_of(task, arm)) for arm, seeds in of_arms.items())
+    last = line(task, "plain", SETTING, study.MORE_SEEDS[task][-1], 0.5)
+    assert [result["cell"].seed for result in done(tmp_path, last)] == [study.MORE_SEEDS[task][-1]]
+
+
 def test_the_other_arms_take_the_setting_of_the_one_that_they_vary(tmp_path):
     best = {"plain": 0, "plain, equal row passes": 1, "R-Drop": 2}
     found = done(
@@ -181,7 +205,8 @@ def test_an_arm(arm, monkeypatch):
     result = run.run(study.Cell("smoke", arm, (2, 3), seed=3))
     assert result["settings"]["seed"] == 3
     assert result["settings"]["learning_rate"] == pytest.approx(2e-4)
-    assert result["settings"]["dropout"] == pytest.approx(0.3)
+    assert result["settings"]["dropout"] == pytest.approx(0.51 if "larger dropout" in arm else 0.3)
+    assert result["settings"]["label_smoothing"] == (0.1 if "smoothed" in arm else 0.0)
     passes = {"plain": 1, "R-Drop, a quarter of the rows": 1.25, "R-Drop, three passes": 3}.get(arm, 2)
     passes *= 2 if arm in ("plain, four times as long", "R-Drop, twice as long") else 1
     passes *= 6 if arm == "R-Drop, 300 unlabelled rows" else 1  # 12 batches of 32 instead of 2

@@ -17,9 +17,9 @@ import keras
 import keras_hub
 import numpy as np
 from common.data import train_bpe
+from common.docstrings import docstrings
 from measure import parse_arguments, report
 from scipy import stats
-from summarization import docstrings
 
 from keras_rdrop import RDropModel
 

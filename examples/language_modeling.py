@@ -6,8 +6,8 @@
     python examples/language_modeling.py --dataset wiki40b/en               # another large corpus
 
 The small data are the topics of Python's own help, about 65,000 words that come with Python (they differ a little from
-version to version); the small model is a KerasHub GPT-2 of 0.7 M parameters. DIR holds wiki.train.tokens,
-wiki.valid.tokens and wiki.test.tokens.
+version to version), or its docstrings; the small model is a KerasHub GPT-2 of 0.7 M parameters. DIR holds
+wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens.
 
 Perplexity is that of the test text cut into rows, each read without the one before: a word, which compares across
 tokenizers, and a token.
@@ -20,6 +20,7 @@ import keras
 import keras_hub
 import numpy as np
 from common import cli, data, report, training
+from common.docstrings import load_docstrings
 
 from keras_rdrop.losses import SparseCategoricalCrossentropy
 
@@ -32,6 +33,7 @@ def parse_arguments(argv=None):
         "language_modeling", __doc__, learning_rate=2e-3, batch_size=16, epochs=8, dropout=0.2, test_rows=1000
     )
     add = parser.add_argument
+    add("--small-data", choices=["topics", "docstrings"], default="topics", help="what to train on without another")
     add("--text-dir", type=Path, metavar="DIR", help="folder of wiki.{train,valid,test}.tokens")
     add("--vocabulary-size", type=int, default=2000, help="tokens of the byte-level BPE that is trained on the data")
     add("--sequence-length", type=int, default=64, help="tokens a row")
@@ -61,6 +63,11 @@ def load_texts(args):
         raise SystemExit(
             "WikiText-103 is read from its text files: unpack them, and name their folder with --text-dir."
         )
+    if args.small_data == "docstrings":
+        return {
+            name: ([f"{line}\n{body}" for body, line in zip(*pairs, strict=True)],)
+            for name, pairs in load_docstrings().items()
+        }
     from pydoc_data.topics import topics
 
     names = np.random.default_rng(0).permutation(sorted(topics))

@@ -9,14 +9,11 @@ pairs of a text and the line above it. The small model is a KerasHub BART of 1.1
 little text, expect its summaries to sound like docstrings rather than to be true.
 """
 
-import ast
-import sysconfig
-from pathlib import Path
-
 import keras
 import keras_hub
 import numpy as np
 from common import cli, data, report, training
+from common.docstrings import load_docstrings
 from rouge_score import rouge_scorer
 
 from keras_rdrop.losses import SparseCategoricalCrossentropy
@@ -48,36 +45,6 @@ def parse_arguments(argv=None):
         smoke={"rows": 64, "test_rows": 8, "epochs": 1, "batch_size": 8, "preset": None, "vocabulary_size": 400}
         | {"sequence_length": 16, "summary_length": 8},
     )
-
-
-def load_docstrings():
-    """Pairs of the body of a docstring and its first line, a file of source code in one split only."""
-    packages = [Path(sysconfig.get_path("stdlib")), Path(keras.__file__).parent, Path(np.__file__).parent]
-    files = sorted(file for package in packages for file in package.rglob("*.py"))
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "api"}
-    files = [file for file in files if skipped.isdisjoint(file.parts[len(packages[0].parts) - 1 :])]
-    order = np.random.default_rng(0).permutation(len(files))
-    splits, seen = {"test": [], "validation": [], "train": []}, set()
-    for position, index in enumerate(order):
-        split = "test" if position % 10 == 0 else "validation" if position % 20 == 1 else "train"
-        for body, line in docstrings(files[index]):
-            if line not in seen:
-                seen.add(line)
-                splits[split].append((body, line))
-    return {name: tuple(map(list, zip(*pairs, strict=True))) for name, pairs in splits.items()}
-
-
-def docstrings(file):
-    """The docstrings of a file that go on for at least 10 words after a sentence on one line."""
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
-            line, _, body = (ast.get_docstring(node) or "").partition("\n")
-            if line.endswith(".") and len(line.split()) >= 3 and len(body.split()) >= 10:
-                yield " ".join(body.split()), line.strip()
 
 
 def load_articles(args):

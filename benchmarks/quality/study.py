@@ -47,10 +47,21 @@ TASKS = {
     "images": Task(
         "image_classification", "--rows 500 --batch-size 16 --validation-rows 200", 40, 0.6, 1e-3, 0.1, CLASSIFICATION
     ),
+    "images, 8x8 pixels": Task(
+        "image_classification",
+        "--small-data digits --image-size 8 --rows 200 --batch-size 16",
+        *(40, 0.6, 1e-3, 0.1, CLASSIFICATION),
+    ),
     "language model": Task(
         "language_modeling", "--rows 20 --batch-size 4", 25, 1.0, 1e-3, 0.2, {"perplexity a token": True}
     ),
+    "language model, docstrings": Task(
+        "language_modeling",
+        "--small-data docstrings --rows 250 --batch-size 4",
+        *(25, 1.0, 1e-3, 0.2, {"perplexity a token": True}),
+    ),
     "text, 100 labels": _text("--rows 100 --batch-size 16", 10),
+    "text, 100 labels, editorials": _text("--small-data editorials --rows 100 --batch-size 16", 10),
     "translation": Task(
         "translation", "--rows 2000 --validation-rows 200", 12, 1.0, 2e-3, 0.1, {"BLEU": False, "chrF": False}
     ),

@@ -36,7 +36,7 @@ def _small_data(monkeypatch):
     monkeypatch.setattr(
         scripts["text_classification"],
         "load_snippets",
-        lambda task: (three_splits(TEXTS, snippets[task][0]), snippets[task][1]),
+        lambda args: (three_splits(TEXTS, snippets[args.task][0]), snippets[args.task][1]),
     )
     monkeypatch.setattr(scripts["translation"], "load_messages", lambda *_: three_splits(TEXTS, TEXTS[::-1]))
     monkeypatch.setattr(scripts["summarization"], "load_docstrings", lambda: three_splits(TEXTS, TEXTS))
@@ -235,7 +235,7 @@ if sys.argv[1] == "tensorflow":
 import numpy as np, text_classification
 texts, labels = ["a good film", "the bad movie"] * 80, np.array([1, 0] * 80, "int32")
 splits = dict.fromkeys(("train", "validation", "test"), (texts, labels))
-text_classification.load_snippets = lambda task: (splits, ["negative", "positive"])
+text_classification.load_snippets = lambda args: (splits, ["negative", "positive"])
 text_classification.main(["--smoke", "--distribute", "--output", sys.argv[2]])
 """
     backend = keras.backend.backend()

@@ -68,7 +68,7 @@ TASKS = {
     "summarization": Task("summarization", "--rows 800 --validation-rows 100", 10, 0.7, 2e-3, 0.1, {"ROUGE-L": False}),
     "text, 400 labels": _text("--rows 400", 5),
     "text regression": _text("--rows 400 --task regression", 5, REGRESSION),
-    "text, 1,600 labels": _text("--rows 1600", 3),
+    "text, 1,600 labels": _text("--rows 1600", 2),
 }
 
 # The flags of each arm, given the epochs and the alpha of the task.

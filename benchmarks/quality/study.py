@@ -57,8 +57,8 @@ TASKS = {
     ),
     "language model, docstrings": Task(
         "language_modeling",
-        "--small-data docstrings --rows 250 --batch-size 4",
-        *(25, 1.0, 1e-3, 0.2, {"perplexity a token": True}),
+        "--small-data docstrings --rows 150 --batch-size 4 --validation-rows 50 --test-rows 80",
+        *(20, 1.0, 1e-3, 0.2, {"perplexity a token": True}),
     ),
     "text, 100 labels": _text("--rows 100 --batch-size 16", 10),
     "text, 100 labels, editorials": _text("--small-data editorials --rows 100 --batch-size 16", 10),

@@ -156,8 +156,13 @@ def main(argv=None):
     if args.unlabelled and not args.rows:
         raise SystemExit("--unlabelled takes rows beyond the labelled ones: say how many these are with --rows.")
     splits, names = load_glue(args) if args.dataset else load_snippets(args)
+    if args.label_smoothing and not names:
+        raise SystemExit("--label-smoothing takes labels that are classes: these are numbers.")
     classes = len(names) if names else 1
     preprocessor = build_classifier(args, classes).preprocessor
+    loss = keras.losses.MeanSquaredError()
+    if names:
+        loss = SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing)
     texts, labels = data.as_lists(splits["test"], args.test_rows)
     test = preprocessor(texts, y=None)
 
@@ -169,9 +174,7 @@ def main(argv=None):
         args,
         lambda: build_classifier(args, classes),
         lambda: prepare(args, splits, preprocessor),
-        SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing)
-        if names
-        else keras.losses.MeanSquaredError(),
+        loss,
         score,
         metrics=["accuracy"] if names and not args.unlabelled else [],  # in training it would count those rows
         **({"unlabelled": UNLABELLED} if args.unlabelled else {}),

@@ -193,6 +193,36 @@ def test_regression(tmp_path):
     assert {"Pearson", "Spearman", "RMSE"} <= set(row)
 
 
+def test_smoothed_labels(tmp_path):
+    """No model has a smaller loss than the entropy of the labels, which is 0 unless they are smoothed."""
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    losses = {}
+    for smoothing in (0, 0.5):
+        training = ["--plain", "--learning-rate", 0.02, "--epochs", 12, "--label-smoothing", smoothing]
+        run("text_classification", *training, "--output", tmp_path)
+        history = json.loads((tmp_path / "report.json").read_text())["histories"]["plain"]
+        losses[smoothing] = history["val_loss"][-1]
+    assert losses[0] < entropy < losses[0.5]
+    with pytest.raises(SystemExit, match="--label-smoothing takes labels that are classes"):
+        run("text_classification", "--task", "regression", "--label-smoothing", 0.1, "--output", tmp_path)
+
+
+def test_small_digits():
+    script = importlib.reload(importlib.import_module("image_classification"))
+    splits, names = script.load_images(script.parse_arguments(["--small-data", "digits"]))
+    images, labels = map(np.concatenate, zip(*splits.values(), strict=True))
+    assert images.shape == (1797, 8, 8, 1)
+    assert (images.min(), images.max()) == (0, 255)
+    assert set(labels) == set(range(len(names)))
+
+
+def test_docstrings_of_one_file_are_in_one_split():
+    script = importlib.import_module("language_modeling")
+    splits = script.load_texts(script.parse_arguments(["--small-data", "docstrings"]))
+    lines = {split: {text.partition("\n")[0] for text in texts} for split, (texts,) in splits.items()}
+    assert len(set.union(*lines.values())) == sum(map(len, lines.values())) > 1000
+
+
 @pytest.mark.slow
 def test_resuming_goes_on_from_the_last_epoch(tmp_path, monkeypatch, capsys):
     on_epoch_end = training.Backup.on_epoch_end

@@ -54,6 +54,13 @@ What R-Drop does, by the score that decides and by the lowest validation loss; a
 its rivals rises from its lowest to the end, which is overfitting.
 """
 
+TASK_BY_TASK = """\
+## Task by task
+
+Mean ± standard deviation over the seeds, of every arm. The pictures show the validation loss over training: the mean,
+and the band from the smallest to the largest.
+"""
+
 VARIATIONS = """\
 The other arms against R-Drop itself, positive where they are better. A quarter of the rows costs 1.25 passes instead of
 2, three passes 3; with unlabelled rows an epoch has more steps. Larger dropout is as if dropout was applied twice: it
@@ -187,18 +194,17 @@ def table_of_effects(rows):
     )  # fmt: skip
 
 
-def table_of_scores(loaded):
-    """Mean and standard deviation of every arm."""
-    arms = [arm for arm in ARMS if any(arm in of_task for of_task in loaded.values())]
+def table_of_scores(task, arms):
+    """Mean and standard deviation of every arm of a task."""
     rows = []
-    for task, of_task in loaded.items():
-        for name, lower_is_better in scores_of(task).items():
-            row = [task, name + (", lower is better" if lower_is_better else "")]
-            for arm in arms:
-                values = [run["scores"][name] for run in of_task.get(arm, {}).values() if name in run["scores"]]
-                row.append(f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "-")
-            rows.append(row)
-    return as_table(["task", "score", *arms], rows)
+    for arm in [arm for arm in ARMS if arm in arms]:
+        row = [arm, len(arms[arm])]
+        for score in scores_of(task):
+            values = [run["scores"][score] for run in arms[arm].values() if score in run["scores"]]
+            row.append(f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}" if values else "-")
+        rows.append(row)
+    names = [score + (", less is better" if less else "") for score, less in scores_of(task).items()]
+    return as_table(["arm", "seeds", *names], rows)
 
 
 def table_of_variations(loaded):
@@ -330,18 +336,16 @@ def render(results_folder, folder, sweeps):
     if by_rival:
         draw_effects(by_rival, pictures / "evidence.png")
         parts.append("![The effects and their intervals](pictures/evidence.png)\n")
-    parts.append("## All arms\n\nMean ± standard deviation over the seeds.\n")
-    parts.append(table_of_scores(loaded))
+    parts.append(TASK_BY_TASK)
+    for task, arms in loaded.items():
+        name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
+        draw_curves(task, {arm: runs for arm, runs in arms.items() if has_val_loss(arm)}, pictures / name)
+        parts.append(f"### {task}\n\n{table_of_scores(task, arms)}\n![{task}](pictures/{name})\n")
     parts.append(f"## Variations\n\n{VARIATIONS}\n{table_of_variations(loaded)}")
     if by_rival:
         parts.append(f"## Which alpha\n\n{ALPHAS}\n{table_of_alphas(loaded)}")
     parts.append("## Cost\n\nHow many row passes it takes to reach the lowest validation loss of plain training.\n")
     parts.append(table_of_costs(loaded))
-    parts.append("## Learning curves\n")
-    for task, arms in loaded.items():
-        name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
-        draw_curves(task, {arm: runs for arm, runs in arms.items() if has_val_loss(arm)}, pictures / name)
-        parts.append(f"![{task}](pictures/{name})\n")
     records = map(json.loads, sweeps.read_text().splitlines() if sweeps.exists() else ())
     for record in {record["backend"]: record for record in records}.values():  # the latest
         parts.append(f"## Settings, {record['backend']}\n\n{SWEEPS}\n`{record['command']}`, {record['date']}\n")

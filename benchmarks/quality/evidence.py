@@ -69,7 +69,8 @@ keeps the square of what the tuned rate keeps. With smoothed labels the validati
 
 ALPHAS = """\
 Of the alphas that were run on a task, the one with the lowest validation loss at the end, mean over the seeds. It is
-recommended where it helps against plain training of equal row passes by the score that decides.
+recommended where it helps against plain training of equal row passes by the score that decides, unless plain training
+for half as long is better still.
 """
 
 SWEEPS = """\
@@ -222,7 +223,7 @@ def table_of_variations(loaded):
 
 
 def table_of_alphas(loaded):
-    """For each task the alpha of the lowest validation loss, recommended where it helps at equal compute."""
+    """For each task the alpha of the lowest validation loss, and whether to use it."""
     rows = []
     for task, arms in loaded.items():
         swept = [arm for arm in SWEEP if arm in arms]
@@ -232,14 +233,21 @@ def table_of_alphas(loaded):
         alphas = {arm: f"{next(iter(arms[arm].values()))['settings']['alpha']:g}" for arm in swept}
         best = min(losses, key=losses.get)
         score = next(iter(TASKS[task].scores))
-        differences = effect(task, arms, best, "plain, equal row passes", score)
-        if len(differences) < 2:
+        found = [effect(task, arms, best, rival, score) for rival in ("plain, equal row passes", "plain")]
+        equal, shorter = (verdict(*interval(differences)) if len(differences) > 1 else "-" for differences in found)
+        if equal == "-":
             continue
+        recommended = "none"
+        if equal == "hurts":
+            recommended = "none: train for longer"
+        elif shorter == "hurts":
+            recommended = "none: train plainly"
+        elif equal == "helps":
+            recommended = alphas[best]
         tried = ", ".join(f"{alphas[arm]} ({loss:.4g})" for arm, loss in losses.items())
-        found = verdict(*interval(differences))
-        recommended = {"helps": alphas[best], "hurts": "none: train for longer"}.get(found, "none")
-        rows.append([task, tried, f"{alphas[best]}: {found} by {score}", recommended])
-    return as_table(["task", "alpha (validation loss)", "the best at equal row passes", "recommended alpha"], rows)
+        rows.append([task, tried, alphas[best], score, equal, shorter, recommended])
+    columns = ["alpha (validation loss)", "the best", "by", "at equal row passes", "against plain", "recommended alpha"]
+    return as_table(["task", *columns], rows)
 
 
 def table_of_costs(loaded):

@@ -105,6 +105,7 @@ VARIATIONS = {
     "images": (*INSTEAD, *LONGER),
     "images, 8x8 pixels": (*INSTEAD, *LONGER, *OTHERWISE),
     "language model": (*INSTEAD, *OTHERWISE),
+    "language model, docstrings": ("R-Drop, three times alpha",),
     "text, 100 labels": (*INSTEAD, "R-Drop, three times alpha", "R-Drop, 300 unlabelled rows"),
 }
 SEEDS = range(5)

@@ -110,18 +110,26 @@ def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("difference", "recommended"), [(0.1, "3: helps by accuracy | 3"), (-0.1, "3: hurts by accuracy | none: train")]
+    ("equal", "shorter", "recommended"),
+    [
+        (0.1, 0.1, "helps | helps | 3"),
+        (0.1, None, "helps | - | 3"),
+        (-0.1, 0.1, "hurts | helps | none: train for longer"),
+        (0.1, -0.1, "helps | hurts | none: train plainly"),
+    ],
 )
-def test_the_alpha_of_the_lowest_validation_loss_is_recommended_if_it_helps(difference, recommended, tmp_path):
-    task, rival = "text, 400 labels", "plain, equal row passes"
-    lines = tuning(task, "R-Drop") + tuning(task, rival)
+def test_the_alpha_of_the_lowest_validation_loss_is_recommended_if_it_helps(equal, shorter, recommended, tmp_path):
+    task = "text, 400 labels"
+    lines = [text for arm in ("R-Drop", "plain", "plain, equal row passes") for text in tuning(task, arm)]
     for seed in range(3):
-        lines.append(line(task, rival, SETTING, seed, 0.5))
+        lines.append(line(task, "plain, equal row passes", SETTING, seed, 0.5 - equal))
+        if shorter is not None:
+            lines.append(line(task, "plain", SETTING, seed, 0.5 - shorter))
         for arm, loss in (("R-Drop", 0.4), ("R-Drop, a third of alpha", 0.5), ("R-Drop, three times alpha", 0.3)):
-            lines.append(line(task, arm, SETTING, seed, 0.5 + difference, loss))
+            lines.append(line(task, arm, SETTING, seed, 0.5, loss))
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     table = evidence.table_of_alphas(evidence.load(tmp_path))
-    assert f"| text, 400 labels | 0.333 (0.5), 1 (0.4), 3 (0.3) | {recommended}" in table
+    assert f"| text, 400 labels | 0.333 (0.5), 1 (0.4), 3 (0.3) | 3 | accuracy | {recommended} |" in table
 
 
 def test_holm():

@@ -69,8 +69,8 @@ keeps the square of what the tuned rate keeps. With smoothed labels the validati
 
 ALPHAS = """\
 Of the alphas that were run on a task, the one with the lowest validation loss at the end, mean over the seeds. It is
-recommended where it helps against plain training of equal row passes by the score that decides, unless plain training
-for half as long is better still.
+recommended where by the score that decides it helps against plain training of equal row passes, and against plain
+training for half as long too.
 """
 
 SWEEPS = """\
@@ -237,13 +237,7 @@ def table_of_alphas(loaded):
         equal, shorter = (verdict(*interval(differences)) if len(differences) > 1 else "-" for differences in found)
         if equal == "-":
             continue
-        recommended = "none"
-        if equal == "hurts":
-            recommended = "none: train for longer"
-        elif shorter == "hurts":
-            recommended = "none: train plainly"
-        elif equal == "helps":
-            recommended = alphas[best]
+        recommended = alphas[best] if equal == shorter == "helps" else "none"
         tried = ", ".join(f"{alphas[arm]} ({loss:.4g})" for arm, loss in losses.items())
         rows.append([task, tried, alphas[best], score, equal, shorter, recommended])
     columns = ["alpha (validation loss)", "the best", "by", "at equal row passes", "against plain", "recommended alpha"]

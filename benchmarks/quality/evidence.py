@@ -313,7 +313,8 @@ def draw_curves(task, arms, path):
     for color, (arm, runs) in enumerate(arms.items()):
         curves = np.array([run["history"]["val_loss"] for run in runs.values()])
         passes = next(iter(runs.values()))["scores"]["row passes"] * np.linspace(0, 1, curves.shape[1] + 1)[1:]
-        axes.plot(passes, curves.mean(axis=0), color=f"C{color}", label=arm)
+        line = "-" if color < 10 else "--"  # there are ten colors
+        axes.plot(passes, curves.mean(axis=0), line, color=f"C{color}", label=arm)
         axes.fill_between(passes, curves.min(axis=0), curves.max(axis=0), color=f"C{color}", alpha=0.2)
     axes.set_xlabel("row passes")
     axes.set_ylabel("validation loss")

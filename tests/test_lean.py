@@ -121,6 +121,20 @@ def test_rows_of_any_level(rng):
     np.testing.assert_allclose(ops.convert_to_numpy(terms), ops.convert_to_numpy(expected), atol=1e-3)
 
 
+@pytest.mark.parametrize("passes", [2, 3])
+def test_the_gradient_of_rows_of_any_level(passes, rng):
+    """Float32 holds these logits, and their sums with the levels, exactly: so the gradient is the same to rounding."""
+    logits = np.round(1024 * rng.normal(size=(4, passes, 7))).astype("float32") / 1024
+    levels = np.array([-1024, 0, 256, 2048], "float32")[:, None, None]
+    labels = rng.integers(0, 7, (4, passes))
+
+    def total(z):
+        return ops.sum(lean.cross_entropy_and_symmetric_kl(ops.convert_to_tensor(labels), z))
+
+    (_, gradient), (_, expected) = (value_and_gradient(total, z) for z in (logits + levels, logits))
+    np.testing.assert_allclose(ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected), rtol=0, atol=2e-6)
+
+
 def test_passes_that_nearly_agree(rng):
     """The error is a few float32 roundings of the largest difference of the logits; D is of its square."""
     first = rng.normal(size=(64, 101)).astype("float32")

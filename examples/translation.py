@@ -13,7 +13,6 @@ The test translations and their references are written beside the model. The BLE
 `sacrebleu references.txt -i translations.txt` prints, and its signature is in the report.
 """
 
-import json
 from pathlib import Path
 
 import keras
@@ -23,11 +22,11 @@ import sacrebleu
 import sentencepiece
 from common import cli, data, report, training
 from common.beam_search import beam_search
+from common.home_assistant import load_messages
 from keras import ops
 
 from keras_rdrop.losses import SparseCategoricalCrossentropy
 
-HOME_ASSISTANT = ("homeassistant==2026.2.3", "8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c")
 PAD, START, END = 0, 1, 2
 # Layers, width, width of the feed-forward networks, heads: those of the paper are fairseq's.
 SIZES = {"tiny": (1, 16, 32, 2), "small": (2, 128, 256, 4), "iwslt": (6, 512, 1024, 4), "big": (6, 1024, 4096, 16)}
@@ -74,34 +73,6 @@ def load_pairs(args):
             "and name their folder with --text-dir."
         )
     return load_messages(args.source, args.target)
-
-
-def load_messages(source, target):
-    """Messages of Home Assistant in two languages, of 3 to 6 words, without markup, each source once."""
-    folder = data.fetch_package(*HOME_ASSISTANT, python_version="3.14") / "homeassistant" / "components"
-    pairs = {}
-    for file in sorted(folder.glob(f"*/translations/{source}.json")):
-        translated = file.with_name(f"{target}.json")
-        if translated.exists():
-            others = dict(flatten(json.loads(translated.read_text(encoding="utf-8"))))
-            for key, text in flatten(json.loads(file.read_text(encoding="utf-8"))):
-                if is_sentence(text) and is_sentence(others.get(key, "")) and text != others[key]:
-                    pairs.setdefault(text, others[key])
-    pairs = np.random.default_rng(0).permutation(list(pairs.items()))
-    bounds = {"test": slice(500), "validation": slice(500, 1000), "train": slice(1000, None)}
-    return {name: tuple(column.tolist() for column in pairs[rows].T) for name, rows in bounds.items()}
-
-
-def is_sentence(text):
-    return 3 <= len(text.split()) <= 6 and not any(mark in text for mark in ("{", "[", "<", "\n"))
-
-
-def flatten(messages, path=()):
-    for key, value in messages.items():
-        if isinstance(value, dict):
-            yield from flatten(value, (*path, key))
-        else:
-            yield (*path, key), value
 
 
 def train_tokenizer(args, texts):

@@ -65,7 +65,17 @@ TASKS = {
     "translation": Task(
         "translation", "--rows 2000 --validation-rows 200", 12, 1.0, 2e-3, 0.1, {"BLEU": False, "chrF": False}
     ),
-    "summarization": Task("summarization", "--rows 800 --validation-rows 100", 10, 0.7, 2e-3, 0.1, {"ROUGE-L": False}),
+    "summarization": Task(
+        "summarization",
+        "--rows 800 --batch-size 16 --validation-rows 100 --sequence-length 32 --summary-length 12",
+        *(10, 0.7, 1e-3, 0.1, {"ROUGE-L": False}),
+    ),
+    "summarization, titles": Task(
+        "summarization",
+        "--small-data messages --rows 700 --batch-size 16 --validation-rows 100"
+        " --sequence-length 24 --summary-length 8",
+        *(12, 0.7, 1e-3, 0.1, {"ROUGE-L": False}),
+    ),
     "text, 400 labels": _text("--rows 400", 5),
     "text regression": _text("--rows 400 --task regression", 5, REGRESSION),
     "text, 1,600 labels": _text("--rows 1600", 2),

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from common import beam_search, data, report, training
+from common import beam_search, data, home_assistant, report, training
 
 from keras_rdrop import recipes
 
@@ -216,6 +216,29 @@ def test_small_digits():
     assert set(labels) == set(range(len(names)))
 
 
+def test_titles_and_translations_of_messages(tmp_path, monkeypatch):
+    folder = tmp_path / "homeassistant" / "components" / "lamp" / "translations"
+    folder.mkdir(parents=True)
+    light = {"name": "Turn on lamp", "description": "Turns a lamp on at once."}
+    english = {"light": light, "dim": {"title": "Dim it", "description": "Makes a lamp less bright."}}
+    english["markup"] = {"name": "Set color", "description": "Sets the {color} of a lamp."}
+    english["short"] = {"name": "Color", "description": "Sets the color of a lamp."}
+    french = {"light": {"name": "Allumer la lampe", "description": "Allume une lampe tout de suite."}}
+    for language, messages in (("en", english), ("fr", french)):
+        (folder / f"{language}.json").write_text(json.dumps(messages))
+    monkeypatch.setattr(home_assistant, "fetch_package", lambda *_, **__: tmp_path)
+
+    def pairs(splits):
+        return {pair for columns in splits.values() for pair in zip(*columns, strict=True)}
+
+    titles = {
+        (message["description"], title) for message, title in ((light, "Turn on lamp"), (english["dim"], "Dim it"))
+    }
+    assert pairs(home_assistant.load_descriptions()) == titles
+    translated = {(light[key], french["light"][key]) for key in light}
+    assert pairs(home_assistant.load_messages("en", "fr")) == translated
+
+
 def test_docstrings_of_one_file_are_in_one_split():
     script = importlib.import_module("language_modeling")
     splits = script.load_texts(script.parse_arguments(["--small-data", "docstrings"]))
@@ -317,6 +340,17 @@ def test_the_padding_of_the_language_model_is_not_its_end():
     tokenizer = script.build_tokenizer(SimpleNamespace(vocabulary_size=300), TEXTS)
     assert tokenizer.pad_token_id != tokenizer.end_token_id
     assert tokenizer.detokenize(tokenizer("a good film")) == "a good film"
+
+
+def test_the_small_model_reads_the_text_from_the_start():
+    """Else its decoder learns how summaries begin, and never to look at the text: the same summary for all texts."""
+    script = importlib.import_module("summarization")
+    args = script.parse_arguments(["--smoke"])
+    preprocessor = script.build_preprocessor(args, TEXTS)
+    model = script.build_model(args, preprocessor)
+    inputs, *_ = preprocessor({"encoder_text": ["a good film", "the bad movie"], "decoder_text": ["film"] * 2})
+    first, second = keras.ops.convert_to_numpy(model(inputs))
+    assert np.std(first - second) > 0.05 * np.std(first)
 
 
 def test_beam_search_finds_what_trying_everything_finds(rng):

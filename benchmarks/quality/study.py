@@ -65,6 +65,11 @@ TASKS = {
     "translation": Task(
         "translation", "--rows 2000 --validation-rows 200", 12, 1.0, 2e-3, 0.1, {"BLEU": False, "chrF": False}
     ),
+    "translation, French": Task(
+        "translation",
+        "--target fr --rows 500 --batch-size 16 --validation-rows 100 --test-rows 200 --sequence-length 12",
+        *(20, 1.0, 2e-3, 0.1, {"BLEU": False, "chrF": False}),
+    ),
     "summarization": Task(
         "summarization",
         "--rows 800 --batch-size 16 --validation-rows 100 --sequence-length 32 --summary-length 12",
@@ -112,7 +117,7 @@ OTHERWISE = (
     "R-Drop, a quarter of the rows",
 )
 VARIATIONS = {
-    "images": (*INSTEAD, *LONGER),
+    "images": LONGER,
     "images, 8x8 pixels": (*INSTEAD, *LONGER, *OTHERWISE),
     "language model": (*INSTEAD, *OTHERWISE),
     "language model, docstrings": ("R-Drop, three times alpha",),

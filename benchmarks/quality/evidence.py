@@ -291,18 +291,21 @@ def table_of_rows(record):
 
 
 def draw_effects(by_rival, path):
-    figure, panels = plt.subplots(1, len(by_rival), figsize=(6 * len(by_rival), 6), layout="constrained", squeeze=False)
+    names = list(dict.fromkeys(f"{row['task']}: {row['score']}" for rows in by_rival.values() for row in rows))
+    size = 3 + 4 * len(by_rival), 1.5 + 0.25 * len(names)
+    figure, panels = plt.subplots(1, len(by_rival), figsize=size, layout="constrained", squeeze=False, sharey=True)
     for axes, (rival, rows) in zip(panels[0], by_rival.items(), strict=True):
-        # Scores differ in unit: an effect is shown by its interval's share of it.
-        for place, row in enumerate(rows):
+        for row in rows:
+            # Scores differ in unit: an effect is shown by its interval's share of it.
             scale = max(abs(row["low"]), abs(row["high"])) or 1.0
+            place = names.index(f"{row['task']}: {row['score']}")
             axes.plot([row["low"] / scale, row["high"] / scale], [place, place], color="C0", linewidth=3, alpha=0.5)
             axes.plot(row["effect"] / scale, place, "o", color="C0")
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_yticks(range(len(rows)), [f"{row['task']}: {row['score']}" for row in rows])
-        axes.invert_yaxis()
-        axes.set_xlabel("effect of R-Drop, its 95 % interval scaled to 1")
+        axes.set_xlabel("worse ← effect, its 95 % interval scaled to 1 → better")
         axes.set_title(f"{RIVALS[rival]}\nagainst {rival}")
+    panels[0, 0].set_yticks(range(len(names)), names)
+    panels[0, 0].invert_yaxis()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

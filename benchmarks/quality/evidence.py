@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
-from study import ARMS, DECIDING, SETTINGS, TASKS, TUNING_SEED, results, tuned
+from study import ARMS, DECIDING, SEEDS, SETTINGS, TASKS, TUNING_SEED, results, tuned
 
 HERE = Path(__file__).parent
 # What R-Drop is compared with, and which arm of it: at equal compute first.
@@ -328,9 +328,12 @@ def draw_curves(task, arms, path):
 
 
 def render(results_folder, folder, sweeps):
-    loaded = {
-        task: {arm: runs for arm, runs in arms.items() if len(runs) > 1} for task, arms in load(results_folder).items()
+    # Of an arm that has fewer seeds so far, nothing can be said.
+    whole = {
+        task: {arm: runs for arm, runs in arms.items() if len(runs) >= len(SEEDS)}
+        for task, arms in load(results_folder).items()
     }
+    loaded = {task: arms for task, arms in whole.items() if arms}
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     by_rival = {rival: rows for rival, arm in RIVALS.items() if (rows := effects(loaded, arm, rival))}

@@ -68,6 +68,12 @@ def test_verdicts(differences, expected, tmp_path):
     assert "| text, 400 labels | R-Drop | 1 | **0** | 1 |" in page
 
 
+def test_nothing_is_said_of_less_than_five_seeds(tmp_path):
+    write(tmp_path / "a.jsonl", [0.1] * 4)
+    evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
+    assert "helps" not in (tmp_path / "evidence.md").read_text()
+
+
 def test_a_variation_is_compared_with_r_drop(tmp_path):
     task = "text, 400 labels"
     lines = tuning(task, "R-Drop")
@@ -99,6 +105,7 @@ def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines.replace("--epochs 5", "--epochs 6"))  # of R-Drop alone
     assert set(evidence.load(tmp_path)["text, 400 labels"]) == {"plain, equal row passes"}
     evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")  # nothing to compare is no error
+    assert "## R-Drop against" not in (tmp_path / "evidence.md").read_text()
     of_rival = study.Cell("text, 400 labels", "plain, equal row passes", SETTING, 0).command
     moved = [
         text.replace(f'"{keras.config.backend()}"', '"another"') if of_rival in text else text

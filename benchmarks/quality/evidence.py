@@ -302,7 +302,7 @@ def draw_effects(by_rival, path):
             axes.plot([row["low"] / scale, row["high"] / scale], [place, place], color="C0", linewidth=3, alpha=0.5)
             axes.plot(row["effect"] / scale, place, "o", color="C0")
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_xlabel("worse ← effect, its 95 % interval scaled to 1 → better")
+        axes.set_xlabel("worse ← effect, interval scaled to 1 → better")
         axes.set_title(f"{RIVALS[rival]}\nagainst {rival}")
     panels[0, 0].set_yticks(range(len(names)), names)
     panels[0, 0].invert_yaxis()

@@ -16,7 +16,7 @@ import keras_hub
 import numpy as np
 from common import cli, data, report, training
 from common.docstrings import load_docstrings
-from common.home_assistant import load_descriptions
+from common.home_assistant import load_titles
 from rouge_score import rouge_scorer
 
 from keras_rdrop.losses import SparseCategoricalCrossentropy
@@ -62,7 +62,7 @@ def load_texts(args):
         names = {name: name for name in ("train", "validation", "test")}
         splits, _ = data.load_tfds(args.dataset, names, args.data_dir)
         return {name: rows.map(lambda row: (row["article"], row["highlights"])) for name, rows in splits.items()}
-    return load_docstrings() if args.small_data == "docstrings" else load_descriptions()
+    return load_docstrings() if args.small_data == "docstrings" else load_titles()
 
 
 def build_preprocessor(args, texts):
@@ -87,7 +87,7 @@ def build_model(args, preprocessor):
             dropout=args.dropout,
             max_sequence_length=max(args.sequence_length, args.summary_length),
         )
-        # KerasHub draws weights for a width of 1,024: in one so narrow the decoder would never learn to read the text.
+        # KerasHub draws weights for a width of 1,024: in one so narrow the decoder does not learn to read the text.
         for weight in backbone.weights:
             if weight.name == "kernel":
                 weight.assign(weight * (1024 / size["hidden_dim"]) ** 0.5)

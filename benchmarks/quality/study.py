@@ -104,8 +104,8 @@ ARMS = {
     "plain, equal row passes, smoothed labels": "--plain --label-smoothing 0.1 --epochs {twice}",
 }
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
-# The other arms are run where R-Drop helps, which is the language model, and where a cell takes least, which is the
-# small images; elsewhere they ask one question each. benchmarks/settings.py sweeps more settings, on 100 digits.
+# The other arms are run where R-Drop helps most, which is the language model, and where a cell takes least, which is
+# the small images; elsewhere they ask one question each. benchmarks/settings.py sweeps more settings, on 100 digits.
 INSTEAD = ("plain, equal row passes, larger dropout", "plain, equal row passes, smoothed labels")
 LONGER = ("plain, four times as long", "R-Drop, twice as long")
 OTHERWISE = (

@@ -22,7 +22,7 @@ def load_messages(source, target):
     return split(pairs)
 
 
-def load_descriptions():
+def load_titles():
     """Pairs of an English description of at least 5 words and its title of at least 2, each description once."""
     pairs = {}
     for file in translations("en"):

@@ -222,8 +222,10 @@ def test_titles_and_translations_of_messages(tmp_path, monkeypatch):
     light = {"name": "Turn on lamp", "description": "Turns a lamp on at once."}
     english = {"light": light, "dim": {"title": "Dim it", "description": "Makes a lamp less bright."}}
     english["markup"] = {"name": "Set color", "description": "Sets the {color} of a lamp."}
+    english["long"] = {"message": "This message has seven words in it."}
     english["short"] = {"name": "Color", "description": "Sets the color of a lamp."}
     french = {"light": {"name": "Allumer la lampe", "description": "Allume une lampe tout de suite."}}
+    french["long"] = {"message": "Ce message a sept mots."}
     for language, messages in (("en", english), ("fr", french)):
         (folder / f"{language}.json").write_text(json.dumps(messages))
     monkeypatch.setattr(home_assistant, "fetch_package", lambda *_, **__: tmp_path)
@@ -234,7 +236,7 @@ def test_titles_and_translations_of_messages(tmp_path, monkeypatch):
     titles = {
         (message["description"], title) for message, title in ((light, "Turn on lamp"), (english["dim"], "Dim it"))
     }
-    assert pairs(home_assistant.load_descriptions()) == titles
+    assert pairs(home_assistant.load_titles()) == titles
     translated = {(light[key], french["light"][key]) for key in light}
     assert pairs(home_assistant.load_messages("en", "fr")) == translated
 

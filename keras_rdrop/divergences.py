@@ -1,42 +1,47 @@
 """Divergences between the predictions of several passes over the same rows.
 
-Each one is a function on two or more predictions and a thin `keras.losses.Loss` around it. For `m` predictions it is
-the mean over all ordered pairs, at a cost linear in `m`: every divergence here is a covariance over the passes,
+Each divergence is a function of two or more predictions and a thin `keras.losses.Loss` around it. For `m` predictions,
+it is the mean over all ordered pairs, at a cost linear in `m`. Every divergence here is a covariance over the passes,
 
     D = 1 / (m - 1) * sum_i (a_i - mean(a)) * (b_i - mean(b)),
 
-because both sums over pairs, of `a_i * b_i` and of `a_i * b_j`, collapse. For two passes it is
-`1/2 * (a_1 - a_2) * (b_1 - b_2)`: with `a` the probabilities and `b` their logarithms, the symmetric KL of the paper.
+because the sums of `a_i * b_i` and of `a_i * b_j` over all pairs both collapse. For two passes it is
+`1/2 * (a_1 - a_2) * (b_1 - b_2)`. With `a` the probabilities and `b` their logarithms, this is the symmetric KL of the
+paper.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 from keras import ops
 
-Tensor: TypeAlias = Any  # of any backend, or what converts to one
+from keras_rdrop._keras import Tensor, at_least_float32
 
-# The smallest normal float32: below it a probability has no logarithm that float32 can hold.
+# The smallest normal float32. Float32 cannot hold the logarithm of a smaller probability.
 _TINY = 1.1754944e-38
 
 
 def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) -> Tensor:
     """Symmetric Kullback-Leibler divergence between categorical distributions.
 
-    For two predictions this is `1/2 * [KL(P1 || P2) + KL(P2 || P1)]` (Liang et al., 2021, eq. 2); for more, the mean
-    of `KL(Pi || Pj)` over all ordered pairs. Nothing is clipped at an epsilon: logits 40 nats apart are 40 nats apart.
+    For two predictions this is `1/2 * [KL(P1 || P2) + KL(P2 || P1)]` (Liang et al., 2021, eq. 2). For more, it is the
+    mean of `KL(Pi || Pj)` over all ordered pairs. Probabilities are not clipped at an epsilon, so the divergence of
+    confident predictions is exact.
 
     Args:
         *y_preds: Two or more float tensors of the same shape `(batch, ..., classes)`: logits or probabilities.
             Half-precision predictions are computed in float32. Probabilities are divided by their sum over `axis`,
-            as `keras.losses.categorical_crossentropy` does.
-        from_logits: Whether the predictions are logits. Prefer logits: the logarithm of a probability that has
-            underflowed to 0 is unknown, and taken as -87.
+            as in `keras.losses.categorical_crossentropy`.
+        from_logits: Whether the predictions are logits. Prefer logits: a probability may underflow to 0, and its
+            logarithm is then taken to be -87.
         axis: The axis of the classes.
 
     Returns:
-        A float tensor of shape `(batch, ...)`, without `axis`: nats, in `[0, inf)`.
+        A float tensor of shape `(batch, ...)`, without `axis`, in nats, in `[0, inf)`.
+
+    Raises:
+        ValueError: If there are fewer than two predictions.
 
     Example:
 
@@ -50,41 +55,44 @@ def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) ->
     else:
         sums = [ops.sum(value, axis=axis, keepdims=True) for value in values]
         probabilities = [ops.divide_no_nan(value, total) for value, total in zip(values, sums, strict=True)]
-        log_probabilities = [_safe_log(probability, _TINY) for probability in probabilities]
+        log_probabilities = [ops.log(ops.maximum(probability, _TINY)) for probability in probabilities]
     return _non_negative(ops.sum(_covariance(probabilities, log_probabilities), axis=axis))
 
 
 def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) -> Tensor:
     """Symmetric Kullback-Leibler divergence between independent binary distributions.
 
-    What `symmetric_kl` is to categorical cross-entropy, this is to binary cross-entropy: every unit is a
-    distribution over {0, 1} of its own, and the divergences of the units are averaged over `axis`.
+    The counterpart of `symmetric_kl` for binary cross-entropy. Every unit is its own distribution over {0, 1}, and the
+    divergences of the units are averaged over `axis`.
 
     Args:
         *y_preds: Two or more float tensors of the same shape `(batch, ..., units)`: logits, or probabilities in
             `[0, 1]`. Half-precision predictions are computed in float32.
-        from_logits: Whether the predictions are logits. Prefer logits: a probability that has been rounded to 0 or 1
-            has lost its logit, and the last one that float32 can tell from it is taken.
+        from_logits: Whether the predictions are logits. Prefer logits: a probability may round to 0 or 1, and its
+            logit is then taken to be the largest that float32 can represent as a probability.
         axis: The axis of the units.
 
     Returns:
-        A float tensor of shape `(batch, ...)`, without `axis`: nats a unit, in `[0, inf)`.
+        A float tensor of shape `(batch, ...)`, without `axis`, in nats per unit, in `[0, inf)`.
+
+    Raises:
+        ValueError: If there are fewer than two predictions.
     """
     values = _as_float(y_preds)
     if from_logits:
         logits, probabilities = values, [ops.sigmoid(value) for value in values]
     else:
-        # Next to 1, float32 is spaced by 2**-24; next to 0 it goes on to _TINY.
-        logits = [_safe_log(value, _TINY) - _safe_log(1.0 - value, 2.0**-25) for value in values]
+        # Near 1, float32 numbers are 2**-24 apart. Near 0, they reach down to _TINY.
         probabilities = values
+        logits = [ops.log(ops.maximum(p, _TINY)) - ops.log(ops.maximum(1.0 - p, 2.0**-25)) for p in values]
     return _non_negative(ops.mean(_covariance(probabilities, logits), axis=axis))
 
 
 def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
     """Mean squared difference between predictions, for regression.
 
-    The divergence of the paper on STS-B (Liang et al., 2021, section 3.3). The units are averaged over `axis`, as
-    `keras.losses.mean_squared_error` does.
+    The paper uses it on STS-B (Liang et al., 2021, section 3.3). The units are averaged over `axis`, as in
+    `keras.losses.mean_squared_error`.
 
     Args:
         *y_preds: Two or more float tensors of the same shape `(batch, ..., units)`. Half-precision predictions are
@@ -92,39 +100,59 @@ def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
         axis: The axis of the units.
 
     Returns:
-        A float tensor of shape `(batch, ...)`, without `axis`: squared units of the prediction, in `[0, inf)`.
+        A float tensor of shape `(batch, ...)`, without `axis`, in squared units of the prediction, in `[0, inf)`.
+
+    Raises:
+        ValueError: If there are fewer than two predictions.
     """
     values = _as_float(y_preds)
     return _non_negative(2.0 * ops.mean(_covariance(values, values), axis=axis))
 
 
+def get(identifier: Any) -> keras.losses.Loss:
+    """Retrieves a divergence by its name, as `keras.losses.get` retrieves a loss.
+
+    Args:
+        identifier: `"symmetric_kl"`, `"bernoulli_symmetric_kl"` or `"mean_squared_difference"`, or a
+            `keras.losses.Loss` that compares two predictions.
+
+    Returns:
+        A `keras.losses.Loss`. A name stands for the divergence with default arguments.
+
+    Raises:
+        ValueError: If `identifier` is neither of these.
+
+    Example:
+
+    >>> keras_rdrop.divergences.get("symmetric_kl").name
+    'symmetric_kl'
+    """
+    if isinstance(identifier, keras.losses.Loss):
+        return identifier
+    by_name = {loss.name: loss for loss in (SymmetricKL(), BernoulliSymmetricKL(), MeanSquaredDifference())}
+    if not isinstance(identifier, str) or identifier not in by_name:
+        expected = f"a `keras.losses.Loss` or one of {list(by_name)}"
+        raise ValueError(f"Expected `divergence` to be {expected}. Received: divergence={identifier!r}")
+    return by_name[identifier]
+
+
 def _as_float(y_preds: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of at least float32."""
+    """Converts predictions to tensors of at least float32."""
     if len(y_preds) < 2:
         raise ValueError(f"Expected two or more predictions to compare. Received: {len(y_preds)}.")
     tensors = [ops.convert_to_tensor(y_pred) for y_pred in y_preds]
     return [ops.cast(t, at_least_float32(t.dtype)) for t in tensors]
 
 
-def at_least_float32(dtype: Any) -> str:
-    """The dtype in which a divergence of predictions of a dtype is computed."""
-    # `keras.backend.result_type` makes float32 of float64 on PyTorch.
-    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
-
-
-def _safe_log(x: Tensor, smallest: float) -> Tensor:
-    return ops.log(ops.maximum(x, smallest))
-
-
 def _non_negative(divergence: Tensor) -> Tensor:
-    """Rounding alone can bring the covariance of three or more passes just below 0."""
+    """Removes rounding errors: the computed covariance of three or more passes can be just below 0."""
     return ops.maximum(divergence, 0.0)
 
 
 def _covariance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Covariance over the passes, an element each, of two lists of tensors.
+    """Returns the covariance over the passes, per element, of two lists of tensors.
 
-    Differences are taken to the first pass, so that equal passes are exactly 0 apart.
+    It is computed from differences to the first pass, so it is exactly 0 where all passes are equal.
     """
     passes = len(a)
     a = [value - a[0] for value in a[1:]]
@@ -133,39 +161,45 @@ def _covariance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return (products - sum(a) * sum(b) / passes) / (passes - 1)
 
 
-class Divergence(keras.losses.Loss):
-    """Base of the divergences: a `keras.losses.Loss` on two predictions, which can also compare more than two.
+class _Divergence(keras.losses.Loss):
+    """Base class of the divergences. `compare` takes any number of predictions."""
 
-    Reduction, sample weights and Keras masks are those of `keras.losses.Loss`.
-    """
+    function: Callable[..., Tensor]
 
     def __init__(
-        self,
-        function: Callable[..., Tensor],
-        name: str | None = None,
-        reduction: str = "sum_over_batch_size",
-        dtype: Any = None,
-        **kwargs: Any,
+        self, axis: int = -1, reduction: str = "sum_over_batch_size", name: str | None = None, dtype: Any = None
     ) -> None:
-        # Half precision is too coarse for a difference of distributions: at least float32, whatever floatx says.
-        dtype = at_least_float32(dtype or keras.backend.floatx())
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self._function = function
-        self._kwargs = kwargs
+        # Half precision is too coarse for a difference of distributions, whatever `floatx` is.
+        dtype = at_least_float32(dtype or keras.config.floatx())
+        super().__init__(name=name or self.function.__name__, reduction=reduction, dtype=dtype)
+        self.options: dict[str, Any] = {"axis": axis}
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return self.compare(y_true, y_pred)
 
     def compare(self, *y_preds: Tensor) -> Tensor:
-        """The mean over ordered pairs of two or more predictions, an element each: no reduction, no weights."""
-        return self._function(*y_preds, **self._kwargs)
+        """Returns the mean over ordered pairs of predictions, without reduction: one value per row."""
+        return self.function(*y_preds, **self.options)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._kwargs}
+        return {**super().get_config(), **self.options}
+
+
+class _SymmetricKL(_Divergence):
+    def __init__(
+        self,
+        from_logits: bool = False,
+        axis: int = -1,
+        reduction: str = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(axis, reduction, name, dtype)
+        self.options["from_logits"] = from_logits
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
-class SymmetricKL(Divergence):
+class SymmetricKL(_SymmetricKL):
     """Symmetric Kullback-Leibler divergence between two categorical predictions, in nats.
 
     See `symmetric_kl`. The default for categorical and sparse categorical cross-entropy.
@@ -174,8 +208,8 @@ class SymmetricKL(Divergence):
         from_logits: Whether the predictions are logits.
         axis: The axis of the classes.
         reduction: As in `keras.losses.Loss`.
-        name: Optional name.
-        dtype: As in `keras.losses.Loss`, but never less than float32.
+        name: Optional name, by default that of the function.
+        dtype: As in `keras.losses.Loss`, but at least float32.
 
     Example:
 
@@ -184,20 +218,12 @@ class SymmetricKL(Divergence):
     40.0
     """
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        axis: int = -1,
-        reduction: str = "sum_over_batch_size",
-        name: str = "symmetric_kl",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(symmetric_kl, name, reduction, dtype, from_logits=from_logits, axis=axis)
+    function = staticmethod(symmetric_kl)
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
-class BernoulliSymmetricKL(Divergence):
-    """Symmetric Kullback-Leibler divergence between two binary or multi-label predictions, in nats a unit.
+class BernoulliSymmetricKL(_SymmetricKL):
+    """Symmetric Kullback-Leibler divergence between two binary or multi-label predictions, in nats per unit.
 
     See `bernoulli_symmetric_kl`. The default for binary cross-entropy.
 
@@ -205,23 +231,15 @@ class BernoulliSymmetricKL(Divergence):
         from_logits: Whether the predictions are logits.
         axis: The axis of the units.
         reduction: As in `keras.losses.Loss`.
-        name: Optional name.
-        dtype: As in `keras.losses.Loss`, but never less than float32.
+        name: Optional name, by default that of the function.
+        dtype: As in `keras.losses.Loss`, but at least float32.
     """
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        axis: int = -1,
-        reduction: str = "sum_over_batch_size",
-        name: str = "bernoulli_symmetric_kl",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(bernoulli_symmetric_kl, name, reduction, dtype, from_logits=from_logits, axis=axis)
+    function = staticmethod(bernoulli_symmetric_kl)
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
-class MeanSquaredDifference(Divergence):
+class MeanSquaredDifference(_Divergence):
     """Mean squared difference between two predictions, in squared units of the prediction.
 
     See `mean_squared_difference`. The default for regression losses.
@@ -229,15 +247,8 @@ class MeanSquaredDifference(Divergence):
     Args:
         axis: The axis of the units.
         reduction: As in `keras.losses.Loss`.
-        name: Optional name.
-        dtype: As in `keras.losses.Loss`, but never less than float32.
+        name: Optional name, by default that of the function.
+        dtype: As in `keras.losses.Loss`, but at least float32.
     """
 
-    def __init__(
-        self,
-        axis: int = -1,
-        reduction: str = "sum_over_batch_size",
-        name: str = "mean_squared_difference",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(mean_squared_difference, name, reduction, dtype, axis=axis)
+    function = staticmethod(mean_squared_difference)

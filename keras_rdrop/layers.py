@@ -1,38 +1,40 @@
-"""R-Drop around one layer, in any model and any training loop."""
+"""R-Drop around one layer, for any model and any training loop."""
 
 from typing import Any
 
 import keras
 from keras import tree
 
-from keras_rdrop.divergences import Tensor
-from keras_rdrop.pairing import as_loss
+from keras_rdrop import divergences
+from keras_rdrop._keras import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
 class RDrop(keras.layers.Layer):
-    """Runs a layer twice in training, and pulls its outputs together.
+    """Runs a layer twice in training and penalizes the divergence between its two outputs.
 
-    What goes on is the output of the first run, so the model around it trains as it would with `layer` alone; added to
-    its loss, by `add_loss`, is
+    The layer returns the output of the first run, so the model around it trains as with `layer` alone. It adds to the
+    loss of that model, by `add_loss`,
 
-        alpha / 2 * the mean over the rows (tokens, pixels) of the divergence between the two outputs.
+        alpha / 2 * D,
 
-    For hidden states and attention maps, as in LR-Drop ([arXiv:2402.16361](https://arxiv.org/abs/2402.16361)), and for
-    training loops of one's own. To train the predictions of a whole model, `RDropModel` is the right tool: its loss is
-    that of both passes. Masked elements are left out; outside of training the layer runs once. Batch normalization in
-    `layer` updates its averages in both runs, and losses that it adds itself may count twice.
+    where `D` is the mean over rows (tokens, pixels) of the divergence between the two outputs.
+
+    Use it for hidden states and attention maps, as in LR-Drop ([arXiv:2402.16361](https://arxiv.org/abs/2402.16361)),
+    or in your own training loop. To regularize the predictions of a whole model, use `RDropModel`, which trains on the
+    loss of both passes. Masked elements are left out. Outside of training, the layer runs once. Batch normalization in
+    `layer` updates its averages in both runs, and losses that `layer` adds itself may count twice.
 
     Args:
         layer: The `keras.layers.Layer`, or model, to wrap. It must be random in training.
         alpha: Weight of the divergence: a float `>= 0`.
-        divergence: How the outputs are compared: a name (`"mean_squared_difference"`; of probabilities `"symmetric_kl"`
-            or `"bernoulli_symmetric_kl"`), or a `keras.losses.Loss` called with both. For a layer with several outputs,
-            a list of these, with `None` for outputs that are not compared.
+        divergence: How the outputs are compared: a name (`"mean_squared_difference"`, or for probabilities
+            `"symmetric_kl"` or `"bernoulli_symmetric_kl"`), or a `keras.losses.Loss` called with both outputs. For a
+            layer with several outputs, a list of these, with `None` for outputs that are not compared.
         **kwargs: As in `keras.layers.Layer`.
 
     Raises:
-        ValueError: If `alpha` or `divergence` is not as above.
+        ValueError: If `alpha` or `divergence` is not as described above.
 
     Example:
 
@@ -41,7 +43,7 @@ class RDrop(keras.layers.Layer):
     hidden = encoder(x)
 
     inputs = keras.Input((None, 64))
-    dropped = keras.layers.Dropout(0.1)(inputs)  # attention maps themselves are those before dropout
+    dropped = keras.layers.Dropout(0.1)(inputs)  # the returned attention maps are those before dropout
     outputs = keras.layers.MultiHeadAttention(4, 16)(dropped, dropped, return_attention_scores=True)
     attention = RDrop(keras.Model(inputs, outputs), divergence=["mean_squared_difference", "symmetric_kl"])
     hidden, maps = attention(hidden)
@@ -54,16 +56,14 @@ class RDrop(keras.layers.Layer):
         super().__init__(**kwargs)
         if not isinstance(alpha, (int, float)) or not 0.0 <= alpha < float("inf"):
             raise ValueError(f"Expected `alpha` to be a finite float >= 0. Received: alpha={alpha!r}")
-        self.layer = layer
-        self.alpha = float(alpha)
-        self.divergence = divergence
+        self.layer, self.alpha, self.divergence = layer, float(alpha), divergence
         self.supports_masking = layer.supports_masking
-        self._divergences = [as_loss(of_output) for of_output in tree.flatten(divergence)]
+        self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
 
     def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         outputs = self.layer(inputs, *args, **kwargs)
         if training:
-            self._compare(tree.flatten(outputs), tree.flatten(self.layer(inputs, *args, **kwargs)))
+            self._add_divergences(tree.flatten(outputs), tree.flatten(self.layer(inputs, *args, **kwargs)))
         return outputs
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
@@ -78,12 +78,11 @@ class RDrop(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> "RDrop":
         return cls(**keras.saving.deserialize_keras_object(config))
 
-    def _compare(self, outputs: list[Tensor], others: list[Tensor]) -> None:
+    def _add_divergences(self, outputs: list[Tensor], others: list[Tensor]) -> None:
         if len(outputs) != len(self._divergences):
             raise ValueError(
                 f"Expected `divergence` to have one entry for each of the {len(outputs)} outputs of layer "
-                f"'{self.layer.name}', with None for outputs that are not compared. Received: "
-                f"divergence={self.divergence!r}"
+                f"'{self.layer.name}', None if it is not compared. Received: divergence={self.divergence!r}"
             )
         for divergence, output, other in zip(self._divergences, outputs, others, strict=True):
             if divergence is not None:

@@ -1,26 +1,26 @@
-"""Label smoothing of integer targets, for sequence models: `keras.losses` has that of one-hot targets only."""
+"""Cross-entropy with label smoothing for integer targets. `keras.losses` smooths one-hot targets only."""
 
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_rdrop.divergences import Tensor
-from keras_rdrop.masking import Masked
+from keras_rdrop._keras import Tensor, set_mask
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
 class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
     """`keras.losses.SparseCategoricalCrossentropy` with label smoothing.
 
-    Equal to `keras.losses.CategoricalCrossentropy(label_smoothing=...)` of one-hot targets (Szegedy et al., 2016,
-    arXiv 1512.00567, section 7), which for a vocabulary are as large as the predictions. `RDropModel` computes it
-    together with the divergence, like the losses of Keras. The classes are on the last axis.
+    Equal to `keras.losses.CategoricalCrossentropy(label_smoothing=...)` with one-hot targets (Szegedy et al., 2016,
+    arXiv:1512.00567, section 7), without storing one-hot targets, which are as large as the predictions. `RDropModel`
+    computes it together with the divergence, as it does for the cross-entropies of Keras. The classes are on the last
+    axis.
 
     Args:
-        from_logits: Whether predictions are logits. Else they are probabilities.
-        ignore_class: Integer target of elements that do not count, or `None`.
-        label_smoothing: Float in `[0, 1)`: the part of each target that is spread over all classes.
+        from_logits: Whether the predictions are logits. Otherwise they are probabilities.
+        ignore_class: Integer target of the elements to leave out, or `None`.
+        label_smoothing: Float in `[0, 1)`. Part of each target that is spread over all classes.
         reduction: As in `keras.losses.Loss`.
         name: Optional name.
         dtype: As in `keras.losses.Loss`.
@@ -45,24 +45,21 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         dtype: Any = None,
     ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(
-                f"Expected `label_smoothing` to be in [0, 1). Received: label_smoothing={label_smoothing!r}"
-            )
+            raise ValueError(f"Expected `label_smoothing` in [0, 1). Received: label_smoothing={label_smoothing!r}")
         super().__init__(from_logits, ignore_class, reduction, name=name, dtype=dtype)
         self.label_smoothing = label_smoothing
-        self._masked = Masked(autocast=False)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        of_targets = super().call(y_true, y_pred)
+        loss = super().call(y_true, y_pred)
         if not self.label_smoothing:
-            return of_targets
+            return loss
         uniform = ops.full_like(y_pred, 1 / y_pred.shape[-1])
-        of_all = keras.losses.categorical_crossentropy(uniform, y_pred, self.from_logits)
-        loss = (1.0 - self.label_smoothing) * of_targets + self.label_smoothing * of_all
+        uniform_loss = keras.losses.categorical_crossentropy(uniform, y_pred, self.from_logits)
+        loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * uniform_loss
         if self.ignore_class is None:
             return loss
         valid = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(loss))
-        return self._masked(ops.where(valid, loss, 0.0), mask=valid)
+        return set_mask(ops.where(valid, loss, 0.0), valid)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "label_smoothing": self.label_smoothing}

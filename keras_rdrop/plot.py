@@ -1,4 +1,4 @@
-"""Pictures of a training: loss, divergence, alpha, and the metrics with their validation."""
+"""Plots of training histories: loss, divergence, alpha and metrics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,21 +7,22 @@ import keras
 
 
 def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_per_epoch: int = 1) -> Any:
-    """Draws what `fit` logged: a panel a quantity, a line a training; validation is dashed.
+    """Plots the logs of `fit`: one panel per quantity, one line per training, validation dashed.
 
-    The gap between a solid and a dashed line is not overfitting alone: training metrics are those with dropout on.
+    Training metrics are computed with dropout, so the gap between a solid and a dashed line is not overfitting alone.
 
     Args:
-        history: What `fit` returned, its `history` dict, or a dict of names to one of these, to compare trainings.
-        alpha: Optional function from the number of steps to alpha, such as a schedule, for a panel of its own.
-        steps_per_epoch: Integer. How many steps an epoch has, for `alpha`.
+        history: The `keras.callbacks.History` that `fit` returned, its `history` dict, or a dict from names to either,
+            to compare trainings.
+        alpha: Optional function from the number of steps to alpha, such as a schedule. It gets its own panel.
+        steps_per_epoch: Integer. Number of steps per epoch, for `alpha`.
 
     Returns:
-        The `matplotlib.figure.Figure`: `figure.savefig("history.png")`.
+        A `matplotlib.figure.Figure`.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If nothing was logged.
+        ValueError: If `history` holds no epoch.
 
     Example:
 
@@ -33,15 +34,17 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("`plot_history` draws with matplotlib: install it with `pip install matplotlib`.") from error
-    histories = {name: dict(getattr(logs, "history", logs)) for name, logs in _by_name(history).items()}
+        raise ImportError("`plot_history` requires matplotlib. Install it with `pip install matplotlib`.") from error
+    is_one = isinstance(history, keras.callbacks.History) or all(isinstance(v, list) for v in history.values())
+    by_name = {"": history} if is_one else history
+    histories = {name: dict(getattr(logs, "history", logs)) for name, logs in by_name.items()}
     if alpha is not None:
         for logs in histories.values():
             epochs = range(1, len(next(iter(logs.values()), [])) + 1)
             logs["alpha"] = [float(alpha(epoch * steps_per_epoch)) for epoch in epochs]
     logged = {name.removeprefix("val_") for logs in histories.values() for name in logs}
     if not logged - {"alpha"}:
-        raise ValueError(f"Expected a `history` of one epoch or more. Received: history={history!r}")
+        raise ValueError(f"Expected a `history` of at least one epoch. Received: history={history!r}")
     first = [name for name in ("loss", "divergence", "alpha") if name in logged]
     panels = [*first, *sorted(logged - {*first, "learning_rate"})]
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
@@ -52,13 +55,7 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
                     epochs = range(1, len(logs[key]) + 1)
                     label = f"{name}, {part}" if name else part
                     axes.plot(epochs, logs[key], style, marker="o", color=f"C{index}", label=label)
-        axes.set_title(panel)
-        axes.set_xlabel("epoch")
+        axes.set(title=panel, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize="small")
     return figure
-
-
-def _by_name(history: Any) -> dict[str, Any]:
-    is_one = isinstance(history, keras.callbacks.History) or all(isinstance(v, list) for v in history.values())
-    return {"": history} if is_one else history

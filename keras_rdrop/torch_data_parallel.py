@@ -1,31 +1,31 @@
-"""Training in several processes on PyTorch, for which Keras 3.15 has nothing."""
+"""Data-parallel training in several processes on PyTorch, which Keras 3.15 does not offer."""
 
 from typing import Any
 
 import keras
 from keras import tree
 
-from keras_rdrop.randomness import part_seeds
+from keras_rdrop._passes.randomness import offset_seeds
 
 
 class TorchDataParallel(keras.callbacks.Callback):
-    """Joins the `fit` of the processes that `torchrun` started into one training, on PyTorch.
+    """Joins the `fit` calls of the processes that `torchrun` started into one training, on PyTorch.
 
-    Every process trains a copy of the model on rows of its own, in batches of the global batch size divided by the
-    number of processes. All copies start from the weights of process 0. Gradients are averaged while the backward pass
-    is still running, so the copies stay equal: with as many rows in every process, an update is that of the global
-    batch. The logs of every epoch are averaged as well, for all callbacks after this one. Random numbers differ between
-    the processes, whatever their seeds.
+    Every process trains a copy of the model on its own rows, in batches of the global batch size divided by the number
+    of processes. All copies start from the weights of process 0. Gradients are averaged during the backward pass, so
+    the copies stay equal. If every process has the same number of rows, an update equals that of the global batch. The
+    logs of each epoch are averaged too, for all callbacks after this one. Each process draws different random numbers,
+    even if all processes use the same seed.
 
-    It works for any Keras model and knows nothing of R-Drop. On JAX and TensorFlow, use `keras.distribution` and
-    `tf.distribute` instead; where `keras.distribution` knows PyTorch, use that.
+    This callback works for any Keras model, with and without R-Drop. On JAX and TensorFlow, use `keras.distribution`
+    and `tf.distribute` instead. Once `keras.distribution` supports PyTorch, use that.
 
-    Reads the environment that `torchrun` sets, and starts `torch.distributed` if nothing else did: with NCCL on GPUs,
-    with gloo on CPUs.
+    It reads the environment that `torchrun` sets, and starts `torch.distributed` unless it is already running: with
+    NCCL on GPUs, with gloo on CPUs.
 
     Raises:
         RuntimeError: If the backend is not PyTorch.
-        ValueError: In `fit`, if the processes have different numbers of steps, of which some would wait for ever.
+        ValueError: In `fit`, if the processes have different numbers of steps: some would wait forever.
 
     Example:
 
@@ -40,14 +40,13 @@ class TorchDataParallel(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         if keras.backend.backend() != "torch":
+            use = "Use `keras.distribution` on JAX and `tf.distribute` on TensorFlow."
             raise RuntimeError(
-                f"Expected the PyTorch backend. Received: the backend '{keras.backend.backend()}', for which "
-                "`keras.distribution` or `tf.distribute` is made."
+                f"Expected the PyTorch backend. Received: the backend '{keras.backend.backend()}'. {use}"
             )
         import torch
 
-        self._torch = torch
-        self._distributed = torch.distributed
+        self._torch, self._distributed = torch, torch.distributed
         if not self._distributed.is_initialized():
             self._distributed.init_process_group()
         self.rank: int = self._distributed.get_rank()
@@ -56,30 +55,34 @@ class TorchDataParallel(keras.callbacks.Callback):
         self._reductions: list[Any] = []
 
     def shard(self, data: Any) -> Any:
-        """The rows of this process: every so many-th, and as many as in the other processes.
+        """Returns the rows of this process: every n-th row for `n` processes, the same number in each of them.
 
         Args:
             data: Array of shape `(rows, ...)`, or a structure of such arrays.
 
         Returns:
-            The structure of arrays of shape `(rows // processes, ...)`.
+            The same structure, of arrays of shape `(rows // processes, ...)`.
         """
 
-        def rows_of(array: Any) -> Any:
+        def own_rows(array: Any) -> Any:
             return None if array is None else array[self.rank :: self.processes][: len(array) // self.processes]
 
-        return tree.map_structure(rows_of, data)
+        return tree.map_structure(own_rows, data)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._check_steps()
+        steps: list[Any] = [None] * self.processes
+        self._distributed.all_gather_object(steps, self.params["steps"])
+        if len(set(steps)) > 1:
+            use = "Use `shard`, which gives all processes the same number of rows."
+            raise ValueError(f"Expected the same number of steps in every process. Received: steps={steps}. {use}")
         for variable in [*self.model.variables, *self.model.optimizer.variables]:
             self._distributed.broadcast(variable.value.detach(), src=0)
-        self._torch.manual_seed(self._agreed(self._torch.initial_seed()) + self.rank)
-        part_seeds(self.model, self.rank)
-        self._hooks = [
-            variable.value.register_post_accumulate_grad_hook(self._average)
-            for variable in self.model.trainable_variables
-        ]
+        seed = [self._torch.initial_seed()]
+        self._distributed.broadcast_object_list(seed, src=0)
+        self._torch.manual_seed(seed[0] + self.rank)
+        offset_seeds(self.model, self.rank)
+        parameters = [variable.value for variable in self.model.trainable_variables]
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._average) for parameter in parameters]
 
     def on_train_end(self, logs: Any = None) -> None:
         for hook in self._hooks:
@@ -93,7 +96,7 @@ class TorchDataParallel(keras.callbacks.Callback):
 
     def _average(self, parameter: Any) -> None:
         if not self._reductions:
-            # The hooks of PyTorch do not tell when the backward pass ends; its engine does, and only while it runs.
+            # PyTorch's hooks do not tell when the backward pass ends, but its engine does while it runs.
             self._torch.autograd.Variable._execution_engine.queue_callback(self._wait)
         parameter.grad /= self.processes
         self._reductions.append(self._distributed.all_reduce(parameter.grad, async_op=True))
@@ -102,17 +105,3 @@ class TorchDataParallel(keras.callbacks.Callback):
         for reduction in self._reductions:
             reduction.wait()
         self._reductions.clear()
-
-    def _check_steps(self) -> None:
-        steps: list[Any] = [None] * self.processes
-        self._distributed.all_gather_object(steps, self.params["steps"])
-        if len(set(steps)) > 1:
-            raise ValueError(
-                f"Expected as many steps in every process: `shard` gives all of them as many rows. Received: {steps}"
-            )
-
-    def _agreed(self, value: int) -> int:
-        """The value of process 0."""
-        values = [value]
-        self._distributed.broadcast_object_list(values, src=0)
-        return values[0]

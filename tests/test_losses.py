@@ -56,5 +56,5 @@ def test_defaults_and_dtype_are_those_of_keras(rng):
 
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.0, float("nan")])
 def test_bad_label_smoothing(label_smoothing):
-    with pytest.raises(ValueError, match="Expected `label_smoothing` to be in"):
+    with pytest.raises(ValueError, match="Expected `label_smoothing` in"):
         SparseCategoricalCrossentropy(label_smoothing=label_smoothing)

@@ -44,7 +44,7 @@ def test_several_trainings():
 
 
 def test_nothing_to_draw(monkeypatch):
-    with pytest.raises(ValueError, match="Expected a `history` of one epoch or more. Received: history={}"):
+    with pytest.raises(ValueError, match="Expected a `history` of at least one epoch. Received: history={}"):
         plot_history({})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):

@@ -1,4 +1,4 @@
-"""The shared prefix against repeating the rows at the inputs: the same numbers, from fewer rows."""
+"""Sharing the prefix gives the same numbers as repeating the rows at the inputs, and computes fewer rows."""
 
 import warnings
 
@@ -8,55 +8,52 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.straightforward import UnfusedSymmetricKL
+
 from keras_rdrop import RDropModel
-from keras_rdrop.divergences import SymmetricKL
-from keras_rdrop.graph import NoTrainingGraph, training_graph
+from keras_rdrop._passes.graph import find_training_graph
+from keras_rdrop._passes.layout import Passes
 
 layers = keras.layers
 
 
 @keras.saving.register_keras_serializable("tests")
 class Twice(layers.Layer):
-    """Code that is neither of Keras nor of KerasHub: for all that can be known, it is random."""
+    """Code from outside of Keras and KerasHub, which may draw random numbers for all we know."""
 
     def call(self, inputs):
         return 2 * inputs
 
 
-class Apart(SymmetricKL):
-    """The same divergence, but no subclass is computed together with the loss."""
-
-
 def image_base():
-    """A prefix with state, a branch around it, and a nested model in which randomness starts."""
+    """A prefix with state, a skip connection, and a nested model in which randomness starts."""
     inputs = keras.Input((6, 6, 2))
     hidden = layers.BatchNormalization()(layers.Conv2D(3, 3, activity_regularizer="l2")(inputs))
     hidden = layers.Flatten()(hidden)
     skip = layers.Dense(4)(hidden)
-    head = keras.Sequential(
+    nested = keras.Sequential(
         [layers.Dense(8, activation="relu"), layers.Dropout(0.3), layers.Dense(4, kernel_regularizer="l2")]
     )
-    return keras.Model(inputs, layers.Dense(3)(layers.Add()([head(hidden), skip])))
+    return keras.Model(inputs, layers.Dense(3)(layers.Add()([nested(hidden), skip])))
 
 
 def sequence_base():
-    """A Keras mask that is made before randomness starts."""
+    """A Keras mask that is computed before randomness starts."""
     inputs = keras.Input((None,), dtype="int32")
     hidden = layers.Embedding(10, 4, "normal", mask_zero=True)(inputs)
     hidden = layers.LSTM(4, return_sequences=True)(hidden)
-    hidden = layers.Dense(4)(
-        hidden
-    )  # on PyTorch, dropout draws in the order of the memory, which LSTM leaves time-major
+    # On PyTorch, dropout draws in memory order, and the output of an LSTM is time-major.
+    hidden = layers.Dense(4)(hidden)
     return keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.3)(hidden)))
 
 
 def two_outputs():
-    """One output, and one input, of which randomness knows nothing."""
+    """Randomness does not reach one of the outputs, and does not depend on one of the inputs."""
     inputs = {"a": keras.Input((3,)), "b": keras.Input((2,))}
     hidden = layers.Dense(4)(inputs["a"])
-    sure = keras.ops.tanh(hidden) * 2.0
-    unsure = layers.Concatenate()([inputs["b"], layers.Dropout(0.3)(hidden)])
-    return keras.Model(inputs, {"p": layers.Dense(3)(unsure), "q": layers.Dense(3)(sure)})
+    deterministic = keras.ops.tanh(hidden) * 2.0
+    stochastic = layers.Concatenate()([inputs["b"], layers.Dropout(0.3)(hidden)])
+    return keras.Model(inputs, {"p": layers.Dense(3)(stochastic), "q": layers.Dense(3)(deterministic)})
 
 
 def images(rng):
@@ -83,7 +80,7 @@ BASES = {
 
 @pytest.mark.parametrize("passes", [2, 3])
 @pytest.mark.parametrize("name", BASES)
-def test_a_shared_prefix_changes_no_number(name, passes, rng):
+def test_sharing_the_prefix_changes_no_number(name, passes, rng):
     make_base, make_data, shared = BASES[name]
     x, y = make_data(rng)
     logs, weights = [], []
@@ -91,12 +88,12 @@ def test_a_shared_prefix_changes_no_number(name, passes, rng):
         keras.utils.set_random_seed(1)
         model = RDropModel(make_base(), alpha=2.0, passes=passes, share_prefix=share_prefix)
         model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
         for step in range(3):
             keras.utils.set_random_seed(step)
             logs.append(model.train_on_batch(x, y, return_dict=True))
         weights.append(model.base.get_weights())
-    assert len(training_graph(model.base, passes).shared) >= shared
+    assert len(find_training_graph(model.base, Passes(passes)).shared) >= shared
     for shared_logs, widened_logs in zip(logs[:3], logs[3:], strict=True):
         assert shared_logs["divergence"] > 0
         assert set(shared_logs) == set(widened_logs)
@@ -110,12 +107,12 @@ def test_a_shared_prefix_changes_no_number(name, passes, rng):
 def test_the_prefix_sees_every_row_once(name, rng):
     make_base, make_data, _ = BASES[name]
     x, _ = make_data(rng)
-    outputs = training_graph(make_base(), 3).model(x, training=True)
+    outputs = find_training_graph(make_base(), Passes(3)).model(x, training=True)
     assert {tensor.shape[0] for tensor in keras.tree.flatten(outputs)} == {18}
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
-def test_training_runs_the_prefix_once_a_row(share_prefix, rng):
+def test_training_runs_the_prefix_once_per_row(share_prefix, rng):
     base, rows = image_base(), []
     first = base.layers[1]
     call = first.call
@@ -155,13 +152,13 @@ def test_randomness_that_changes_between_compilations(rng):
 
 def test_describe_passes():
     text = RDropModel(image_base(), name="model").describe_passes()
-    assert "once a row:  5 layers" in text
-    assert "all that follows dropout" in text
+    assert "once per row:  5 layers" in text
+    assert "once per pass: from dropout" in text
     assert "of 708 parameters" in text
     no_parameters = keras.Sequential([keras.Input((3,)), layers.Rescaling(2.0), layers.Dropout(0.5)])
     assert "0 of 0 parameters" in RDropModel(no_parameters).describe_passes()
     without = RDropModel(image_base(), share_prefix=False).describe_passes()
-    assert "all of it runs once a pass, because share_prefix=False" in without
+    assert "all layers run once per pass, because share_prefix=False" in without
 
 
 def test_the_names_of_inputs_are_kept():
@@ -169,11 +166,11 @@ def test_the_names_of_inputs_are_kept():
     base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(layers.Add()([inputs["a"], inputs["b"]]))))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        training_graph(base, 2)
+        find_training_graph(base, Passes(2))
 
 
 def folded():
-    """Rows and steps in one axis, where randomness starts."""
+    """Where randomness starts, rows and time steps share one axis."""
     inputs = keras.Input((4, 3))
     hidden = keras.ops.reshape(layers.Dense(3)(inputs), (-1, 3))
     return keras.Model(inputs, keras.ops.reshape(layers.Dropout(0.5)(hidden), (-1, 4, 3)))
@@ -194,30 +191,34 @@ def unbuilt():
 @pytest.mark.parametrize(
     ("make_base", "reason"),
     [
-        (folded, "does not hold one row of the batch in each row"),
+        (folded, "does not have one row per row of the batch"),
         (foreign_code, "its first layer may be random"),
         (random_at_once, "its first layer may be random"),
-        (unbuilt, "a subclassed or unbuilt base shows no graph"),
+        (unbuilt, "a subclassed or unbuilt base has no graph"),
     ],
 )
-def test_no_shared_prefix(make_base, reason):
-    with pytest.raises(NoTrainingGraph, match=reason):
-        training_graph(make_base(), 2)
+def test_bases_without_a_shared_prefix(make_base, reason):
+    base = make_base()
+    found = find_training_graph(base, Passes(2))
+    assert found.model is base
+    assert reason in found.reason
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse inputs on PyTorch")
-def test_no_shared_prefix_of_sparse_inputs():
+def test_sparse_inputs_have_no_shared_prefix():
     inputs = keras.Input((3,), sparse=True)
-    with pytest.raises(NoTrainingGraph, match="its inputs are sparse or ragged"):
-        training_graph(keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs))), 2)
+    base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs)))
+    found = find_training_graph(base, Passes(2))
+    assert found.model is base
+    assert found.reason == "its inputs are sparse or ragged"
 
 
 def dense(units=4, activation=None):
     return layers.Dense(units, activation=activation)
 
 
-# What a random graph is made of: functions of one or two of the tensors before.
-STEPS = [
+# The operations of random graphs: functions of one or two earlier tensors.
+OPERATIONS = [
     lambda one, _: dense(activation="tanh")(one),
     lambda one, _: layers.Dropout(0.3)(one),
     lambda one, _: layers.Dropout(0.3)(one, training=False),
@@ -234,7 +235,7 @@ def random_base(rng, size):
     tensors = inputs = [keras.Input((4,)) for _ in range(rng.integers(1, 3))]
     for _ in range(size):
         operands = [tensors[place] for place in rng.integers(0, len(tensors), 2)]
-        tensors = [*tensors, STEPS[rng.integers(0, len(STEPS))](*operands)]
+        tensors = [*tensors, OPERATIONS[rng.integers(0, len(OPERATIONS))](*operands)]
     last = layers.Add()(tensors[-2:]) if rng.integers(0, 2) and size else tensors[-1]
     return keras.Model(inputs, dense(3)(layers.Dropout(0.3)(last)))
 
@@ -243,7 +244,7 @@ def random_base(rng, size):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 10), passes=st.integers(2, 3), fuse_head=st.booleans())
 def test_random_graphs(seed, size, passes, fuse_head):
-    """Loss, divergence and, after a step of gradient descent, every weight, with and without all that makes it fast."""
+    """Shared prefix, joint kernel and fused last layer change neither the logs nor any weight after a step."""
     logs, weights = [], []
     for fast in (True, False):
         rng = np.random.default_rng(seed)
@@ -253,11 +254,11 @@ def test_random_graphs(seed, size, passes, fuse_head):
         options = {
             "share_prefix": fast,
             "fuse_head": fuse_head and fast,
-            "divergence": "auto" if fast else Apart(from_logits=True),
+            "divergence": "auto" if fast else UnfusedSymmetricKL(from_logits=True),
         }
         model = RDropModel(base, passes=passes, **options)
         model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
         keras.utils.set_random_seed(2)
         logs.append(model.train_on_batch(x, rng.integers(0, 3, 4), return_dict=True))
         weights.append(model.get_weights())

@@ -1,14 +1,15 @@
-"""Which divergence goes with which loss."""
+"""Which divergence goes with which compiled loss."""
 
 import keras
 import numpy as np
 import pytest
 from known_noise import train
 
+from keras_rdrop._objective.pairing import output_losses
+from keras_rdrop._objective.terms import SeparateTerms
+from keras_rdrop._passes.step import RunningStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
 from keras_rdrop.losses import SparseCategoricalCrossentropy
-from keras_rdrop.objective import TrainingStep
-from keras_rdrop.pairing import with_divergence
 
 L = keras.losses
 
@@ -36,35 +37,35 @@ L = keras.losses
     ],
 )
 def test_auto(loss, expected, from_logits):
-    divergence = with_divergence(loss, "auto", None, TrainingStep(2)).divergence.divergence
+    divergence = output_losses(loss, "auto", None, RunningStep()).divergence
     assert type(divergence) is expected
     assert divergence.get_config().get("from_logits") is from_logits
 
 
 def test_auto_takes_axis_and_reduction_of_the_loss():
     loss = L.CategoricalCrossentropy(axis=1, reduction="mean_with_sample_weight")
-    output_loss = with_divergence(loss, "auto", None, TrainingStep(2))
-    assert output_loss.divergence.divergence.get_config()["axis"] == 1
-    assert output_loss.fused is None
+    output_loss = output_losses(loss, "auto", None, RunningStep())
+    assert output_loss.divergence.get_config()["axis"] == 1
+    assert isinstance(output_loss.terms, SeparateTerms)
     assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
 
 
 @pytest.mark.parametrize(("loss", "divergence"), [("mse", "symmetric_kl"), (L.cosine_similarity, "auto")])
 def test_no_divergence_follows(loss, divergence):
     with pytest.raises(ValueError, match="No divergence follows from the loss"):
-        with_divergence(loss, divergence, None, TrainingStep(2))
+        output_losses(loss, divergence, None, RunningStep())
 
 
-def test_an_axis_that_the_loss_does_not_tell():
+def test_an_axis_that_keras_does_not_expose():
     loss = L.SparseCategoricalCrossentropy(from_logits=True, axis=1)
     with pytest.raises(ValueError, match="Expected the loss 'sparse_categorical_crossentropy' to have axis=-1"):
-        with_divergence(loss, "auto", None, TrainingStep(2))
-    output_loss = with_divergence(loss, SymmetricKL(from_logits=True, axis=1), None, TrainingStep(2))
-    assert output_loss.fused is None
+        output_losses(loss, "auto", None, RunningStep())
+    output_loss = output_losses(loss, SymmetricKL(from_logits=True, axis=1), None, RunningStep())
+    assert isinstance(output_loss.terms, SeparateTerms)
 
 
-def test_a_function_as_loss_is_what_keras_makes_of_it(rng):
-    """Targets (B,) and predictions (B, 1) are brought to the same rank, as for any Keras loss."""
+def test_a_function_is_wrapped_as_keras_wraps_it(rng):
+    """Targets of shape (B,) and predictions of shape (B, 1) get the same rank, as for any Keras loss."""
     x, noise, y = rng.normal(size=(4, 1)), rng.uniform(size=(8, 1)), rng.normal(size=4)
 
     def loss(y_true, y_pred):
@@ -76,7 +77,7 @@ def test_a_function_as_loss_is_what_keras_makes_of_it(rng):
 
 
 @pytest.mark.parametrize(
-    ("shape", "targets", "meant"),
+    ("shape", "targets", "same_as"),
     [
         ((4, 1), (4, 1), "binary_crossentropy"),
         ((4, 3, 1), (4, 3, 1), "binary_crossentropy"),
@@ -89,13 +90,13 @@ def test_a_function_as_loss_is_what_keras_makes_of_it(rng):
     ],
 )
 @pytest.mark.parametrize("name", ["crossentropy", "CE"])
-def test_crossentropy_follows_from_the_shapes(name, shape, targets, meant, rng):
+def test_crossentropy_follows_from_the_shapes(name, shape, targets, same_as, rng):
     x, noise = rng.uniform(0.2, 0.8, size=shape), rng.uniform(0.5, 1, size=(8, *shape[1:]))
     y = rng.integers(0, 2, targets)
-    expected, logs = (train(loss, x, y, noise) for loss in (meant, name))
+    expected, logs = (train(loss, x, y, noise) for loss in (same_as, name))
     np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-6)
 
 
-def test_a_divergence_beside_a_loss_that_knows_no_logits():
+def test_a_divergence_with_a_loss_that_has_no_logits():
     divergence = SymmetricKL(from_logits=True)
-    assert with_divergence("mse", divergence, None, TrainingStep(2)).divergence.divergence is divergence
+    assert output_losses("mse", divergence, None, RunningStep()).divergence is divergence

@@ -1,25 +1,27 @@
-"""The last layer computed with the loss against the same training with all logits."""
+"""Training that computes the last layer with the loss, compared with training on all logits."""
 
 import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_lean import derived, value_and_gradient
+from support.gradients import value_and_gradient
+from support.straightforward import cross_entropy_and_symmetric_kl as derived
 
-from keras_rdrop import RDropModel, head
-from keras_rdrop.head import Head
+from keras_rdrop import RDropModel
+from keras_rdrop._kernels import last_layer
+from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop.losses import SparseCategoricalCrossentropy
 
 layers, ops = keras.layers, keras.ops
 CLASSES = 11
-LARGE = keras.initializers.RandomNormal(stddev=1.0)  # for passes that are well apart
+LARGE = keras.initializers.RandomNormal(stddev=1.0)  # for a large divergence
 L = keras.losses
 
 
 @pytest.fixture(autouse=True)
 def chunks_of_three_rows(monkeypatch):
-    monkeypatch.setattr(head, "_MOST_ROWS_OF_A_CHUNK", 3)
+    monkeypatch.setattr(last_layer, "_MAX_ROWS_PER_CHUNK", 3)
 
 
 def dense(use_bias=True):
@@ -29,21 +31,21 @@ def dense(use_bias=True):
 
 
 def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
-    """Loss and gradient in the features and in the weights, packed into one vector, against derived ones."""
+    """Compares the loss and its gradient with derived ones. Features and weights are packed into one vector."""
     features = rng.normal(size=(*shape, 4)).astype("float32")
     targets = ops.convert_to_tensor(rng.integers(0, CLASSES, shape).astype("int32"))
     weights = [ops.convert_to_tensor(rng.normal(size=shape).astype("float32") / 50) for _ in range(2)]
-    arrays = [features, *(ops.convert_to_numpy(weight) for weight in Head(layer).weights())]
+    arrays = [features, *(ops.convert_to_numpy(weight) for weight in LastLayer(layer).weights())]
 
     def unpacked(vector):
         parts = ops.split(vector, np.cumsum([array.size for array in arrays])[:-1].tolist())
         return [ops.reshape(part, array.shape) for part, array in zip(parts, arrays, strict=True)]
 
-    def fused(vector):
-        features, *of_layer = unpacked(vector)
-        output = Head(layer)
-        output.weights = lambda: of_layer
-        terms = output.terms(features, targets, label_smoothing, *weights, scale)
+    def computed(vector):
+        features, *weights_of_layer = unpacked(vector)
+        output = LastLayer(layer)
+        output.weights = lambda: weights_of_layer
+        terms = output.weighted_terms(features, targets, label_smoothing, *weights, scale)
         return terms[0] + scale * terms[1]
 
     def expected(vector):
@@ -52,7 +54,7 @@ def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
         return ops.sum(weights[0] * terms[0]) + scale * ops.sum(weights[1] * terms[1])
 
     vector = np.concatenate([array.ravel() for array in arrays])
-    (value, gradient), (expected_value, expected_gradient) = (value_and_gradient(f, vector) for f in (fused, expected))
+    (value, gradient), (expected_value, expected_gradient) = (value_and_gradient(f, vector) for f in (computed, expected))
     np.testing.assert_allclose(float(value), float(expected_value), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(
         ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected_gradient), rtol=1e-4, atol=1e-6
@@ -71,26 +73,26 @@ def test_terms_and_gradients(shape, use_bias, rng):
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 5),
     passes=st.integers(2, 4),
-    steps=st.lists(st.integers(1, 3), max_size=2),
+    positions=st.lists(st.integers(1, 3), max_size=2),
     scale=st.floats(0.0, 5.0),
     use_bias=st.booleans(),
 )
-def test_random_terms_and_gradients(seed, rows, passes, steps, scale, use_bias):
-    check_terms(np.random.default_rng(seed), dense(use_bias), (rows, passes, *steps), scale)
+def test_random_terms_and_gradients(seed, rows, passes, positions, scale, use_bias):
+    check_terms(np.random.default_rng(seed), dense(use_bias), (rows, passes, *positions), scale)
 
 
 def test_half_precision_keeps_small_gradients(rng):
-    """The weight of an element of a large batch is below what float16 can tell from 0 when multiplied by p."""
+    """Float16 would round the gradient of an element of a large batch to 0."""
     layer = layers.Dense(CLASSES, use_bias=False, dtype="mixed_float16")
     layer.build((None, 4))
-    assert [keras.backend.standardize_dtype(weight.dtype) for weight in Head(layer).weights()] == ["float16"]
+    assert [keras.backend.standardize_dtype(weight.dtype) for weight in LastLayer(layer).weights()] == ["float16"]
     features = ops.convert_to_tensor(rng.normal(size=(4, 2, 4)).astype("float16"))
     targets = ops.convert_to_tensor(rng.integers(0, CLASSES, (4, 2)).astype("int32"))
 
     def gradient(weight, loss_scale):
         weights = weight * ops.ones((4, 2))
         value = value_and_gradient(
-            lambda x: loss_scale * Head(layer).terms(ops.cast(x, "float16"), targets, 0.0, weights, weights, 0.5)[0],
+            lambda x: loss_scale * LastLayer(layer).weighted_terms(ops.cast(x, "float16"), targets, 0.0, weights, weights, 0.5)[0],
             ops.cast(features, "float32"),
         )
         return ops.convert_to_numpy(value[1])
@@ -105,7 +107,7 @@ def classifier():
 
 
 def language_model(mask_zero=False):
-    """With tied weights. Its logits have no Keras mask, though its features may have one."""
+    """Has tied weights. Its logits have no Keras mask, although its features may have one."""
     inputs = keras.Input((None,), dtype="int32")
     embedding = layers.ReversibleEmbedding(CLASSES, 4, mask_zero=mask_zero, embeddings_initializer=LARGE)
     hidden = layers.Dense(4)(embedding(inputs))
@@ -113,7 +115,7 @@ def language_model(mask_zero=False):
 
 
 def tagger():
-    """With a Keras mask."""
+    """Its logits have a Keras mask."""
     inputs = keras.Input((None,), dtype="int32")
     hidden = layers.Embedding(CLASSES, 4, LARGE, mask_zero=True)(inputs)
     return keras.Model(inputs, layers.Dense(CLASSES)(layers.Dropout(0.3)(layers.Dense(4)(hidden))))
@@ -138,8 +140,8 @@ BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tag
         (tagger, {"ignore_class": 2, "label_smoothing": 0.1}, True, {}),
     ],
 )
-def test_the_same_training(make_base, loss_options, weighted, options, rng):
-    """To the last weight, with every way to weigh elements."""
+def test_training_is_the_same(make_base, loss_options, weighted, options, rng):
+    """Logs and weights agree for every way to weight elements."""
     sequences = make_base not in (classifier, random_at_once)
     x = rng.integers(1, CLASSES, (5, 4)) if sequences else rng.normal(size=(5, 6)).astype("float32")
     if sequences:
@@ -154,18 +156,18 @@ def test_the_same_training(make_base, loss_options, weighted, options, rng):
         model = RDropModel(make_base(), alpha=alpha, fuse_head=fuse_head, **options)
         loss = SparseCategoricalCrossentropy(from_logits=True, **loss_options)
         model.compile(keras.optimizers.SGD(0.1), loss, loss_weights=0.5)
-        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
         for step in range(3):
             keras.utils.set_random_seed(step)
             logs.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True))
         trained.append(model.get_weights())
-    for fused, expected in zip(logs[:3], logs[3:], strict=True):
-        assert fused["divergence"] > 0
-        assert set(fused) == {"loss", "divergence"}
-        for name, value in fused.items():
+    for found, expected in zip(logs[:3], logs[3:], strict=True):
+        assert found["divergence"] > 0
+        assert set(found) == {"loss", "divergence"}
+        for name, value in found.items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
-    for fused, expected in zip(*trained, strict=True):
-        np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-6)
+    for found, expected in zip(*trained, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -180,12 +182,12 @@ def test_the_same_training(make_base, loss_options, weighted, options, rng):
         (layers.ReversibleEmbedding(3, 4, logit_soft_cap=30.0), {"reverse": True}, False),
     ],
 )
-def test_what_is_a_head(layer, options, expected):
-    assert Head.is_call_of_one(layer, **options) is expected
+def test_supported_layers(layer, options, expected):
+    assert LastLayer.is_call_of_one(layer, **options) is expected
 
 
 def test_weights_of_both_signs(rng):
-    """Though they add up to 0, the loss does not."""
+    """The weights sum to 0, but the loss is not 0."""
     x, y = rng.normal(size=(4, 6)).astype("float32"), rng.integers(0, CLASSES, 4)
     losses = []
     for fuse_head in (True, False):
@@ -200,14 +202,14 @@ def test_weights_of_both_signs(rng):
     assert abs(losses[0]) > 1e-3
 
 
-def test_metrics_are_those_of_evaluation(rng):
+def test_only_evaluation_computes_the_metrics(rng):
     x, y = rng.normal(size=(8, 6)).astype("float32"), rng.integers(0, CLASSES, 8)
     model = RDropModel(classifier(), fuse_head=True)
     model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     history = model.fit(x, y, validation_data=(x, y), verbose=0).history
     assert set(history) == {"loss", "divergence", "val_loss", "val_accuracy"}
     assert history["val_accuracy"][0] == np.mean(np.argmax(model.predict(x, verbose=0), axis=-1) == y)
-    assert "with the loss, a few rows at a time: dense" in model.describe_passes()
+    assert "with the loss, in chunks of rows: dense" in model.describe_passes()
 
 
 def activated():
@@ -227,16 +229,16 @@ def subclassed():
 
 
 @pytest.mark.parametrize("make_base", [activated, subclassed])
-def test_a_base_without_such_a_layer(make_base, rng):
+def test_bases_with_an_unsupported_last_layer(make_base, rng):
     model = RDropModel(make_base(), fuse_head=True)
     model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="Expected a `base` whose last layer can be computed with the loss"):
+    with pytest.raises(ValueError, match="Expected a `base` whose last layer can be computed together with the loss"):
         model.fit(rng.normal(size=(8, 6)), rng.integers(0, CLASSES, 8), verbose=0)
 
 
 @pytest.mark.parametrize(
     "loss", ["mse", L.SparseCategoricalCrossentropy(), L.CategoricalCrossentropy(from_logits=True)]
 )
-def test_a_loss_that_is_another(loss):
-    with pytest.raises(ValueError, match="as fuse_head=True wants it"):
+def test_unsupported_losses(loss):
+    with pytest.raises(ValueError, match="as required by fuse_head=True"):
         RDropModel(classifier(), fuse_head=True).compile("sgd", loss)

@@ -1,13 +1,15 @@
+"""Which layers count as random."""
+
 import keras
 import pytest
 
-from keras_rdrop.randomness import may_be_random, shares_noise, stochastic_layers
+from keras_rdrop._passes.randomness import may_be_random, shares_noise, stochastic_layers
 
 layers = keras.layers
 
 
 class Block(layers.Layer):
-    """A layer with layers inside: as an attribute, in a list, in a dict."""
+    """Holds layers in an attribute, in a list and in a dict."""
 
     def __init__(self, rate):
         super().__init__()
@@ -20,7 +22,7 @@ class Block(layers.Layer):
 
 
 class WithoutSeedGenerator(layers.Layer):
-    """Draws from the global generator: so do `DropPath` of some KerasHub models and of keras-cv."""
+    """Draws from the global generator, as `DropPath` does in some KerasHub models and in keras-cv."""
 
     __module__ = "keras_hub.models"
 
@@ -45,10 +47,10 @@ def attention(dropout):
         (layers.Dropout(0.0), 0),
         (layers.GaussianDropout(0.1), 1),
         (layers.GaussianNoise(0.0), 0),
-        (layers.LSTM(3), 0),  # holds a seed generator all the same
-        (layers.LSTM(3, dropout=0.1), 2),  # and its cell
+        (layers.LSTM(3), 0),  # holds a seed generator, but draws nothing
+        (layers.LSTM(3, dropout=0.1), 2),  # the layer and its cell
         (layers.RandomFlip(), 1),
-        (attention(dropout=0.1), 2),  # and the dropout in it
+        (attention(dropout=0.1), 2),  # the layer and its dropout
         (attention(dropout=0.0), 0),
         (layers.TimeDistributed(layers.Dropout(0.1)), 1),
         (Block(0.1), 3),
@@ -69,7 +71,7 @@ def test_stochastic_layers(layer, count):
         (layers.Dropout(0.1), True),
         (WithoutSeedGenerator(0.1), True),
         (WithoutSeedGenerator(0.0), False),
-        (Block(0.0), True),  # its code is not Keras's
+        (Block(0.0), True),  # code from outside of Keras
         (layers.Lambda(lambda x: x), True),
         (keras.ops.add, False),
     ],
@@ -86,8 +88,8 @@ def test_shares_noise():
     assert not shares_noise(layers.RandomFlip())
 
 
-def test_a_base_whose_layers_are_rematerialized():
-    """Their modes are named tuples, which TensorFlow wraps."""
+def test_rematerialized_layers():
+    """The mode of a rematerialized layer is a named tuple, which TensorFlow wraps."""
     with keras.RematScope(mode="full"):
         dropout = layers.Dropout(0.5)
         base = keras.Sequential([keras.Input((2,)), dropout])

@@ -1,0 +1,104 @@
+"""What Keras keeps private, reached through its public API: dtypes, masks, reductions and the functions of losses."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import keras
+from keras import ops
+
+Tensor: TypeAlias = Any  # a tensor of any backend, or a value that converts to one
+
+
+def at_least_float32(dtype: Any) -> str:
+    """Returns the dtype in which losses and divergences of predictions of `dtype` are computed."""
+    # On PyTorch, `keras.backend.result_type` turns float64 into float32.
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
+class _GetMask(keras.layers.Layer):
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        return mask
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> None:
+        return None
+
+
+class _SetMask(keras.layers.Layer):
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return inputs
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
+        return previous_mask
+
+
+# Calling a layer is the public way to read and to set a mask.
+_get_mask, _set_mask = _GetMask(autocast=False), _SetMask(autocast=False)
+
+
+def get_mask(tensor: Tensor) -> Tensor | None:
+    """Returns the Keras mask of a tensor, or `None`."""
+    return _get_mask(tensor)
+
+
+def set_mask(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """Gives a tensor a Keras mask, unless the mask is `None`."""
+    return tensor if mask is None else _set_mask(tensor, mask=mask)
+
+
+class MapWithMask(keras.layers.Layer):
+    """Applies a function to a tensor and to its Keras mask."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.function = function
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
+        return None if previous_mask is None else self(previous_mask)
+
+
+class Reduction(keras.losses.Loss):
+    """Applies the reduction of a loss to precomputed values, one per element."""
+
+    def __init__(self, loss: keras.losses.Loss, reduction: str | None = None) -> None:
+        super().__init__(name=loss.name, reduction=reduction or loss.reduction, dtype=loss.dtype)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        return y_pred
+
+    def reduce(self, values: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
+        """Reduces values with a mask and sample weights, as the loss itself would."""
+        values = set_mask(values, mask)
+        return self(values, values, copy_weights(sample_weight))
+
+    def element_weights(self, shape: Any, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
+        """Returns the weight of each element: `reduce` is the sum of the values multiplied by these weights."""
+        ones = ops.ones(shape, dtype=self.dtype)
+        weights = Reduction(self, reduction="none").reduce(ones, mask, sample_weight)
+        # Weighted by their signs, elements of positive and negative weight do not cancel.
+        total = self.reduce(ops.sign(weights), mask, sample_weight)
+        return weights * ops.divide_no_nan(total, ops.sum(ops.abs(weights)))
+
+
+def copy_weights(sample_weight: Tensor | None) -> Tensor | None:
+    """Copies sample weights before a loss is called: on PyTorch, Keras multiplies the mask into them in place."""
+    return None if sample_weight is None else ops.copy(sample_weight)
+
+
+def get_loss(identifier: Any) -> keras.losses.Loss:
+    """Returns the `keras.losses.Loss` that `compile(loss=identifier)` uses."""
+    loss = keras.losses.get(identifier)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    # The class in which Keras wraps a function is not public, but this is an instance of it.
+    default_name = getattr(loss, "__name__", type(loss).__name__)
+    wrapper = keras.losses.MeanSquaredError(name=identifier if isinstance(identifier, str) else default_name)
+    wrapper.fn = loss
+    return wrapper
+
+
+def get_loss_function(loss: keras.losses.Loss) -> Callable[..., Tensor] | None:
+    """Returns the function that a loss of Keras wraps, or `None` for any other loss."""
+    return getattr(loss, "fn", None)

@@ -1,0 +1,154 @@
+"""The last layer of a base together with the loss, in chunks of rows: the logits of a whole batch never exist.
+
+At a large vocabulary, the logits and the arrays that their gradient needs take most of the memory of a step. Here each
+chunk of rows goes through the last layer and adds its part of the loss, the divergence and the gradients. The gradients
+are computed in the forward pass, while the logits exist, as in Liger Kernel (Hsu et al., 2024, arXiv:2410.10989). This
+takes no more matrix products than plain training, but the weights of both terms must be known in advance.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_rdrop._keras import Tensor, at_least_float32
+from keras_rdrop._kernels.logits import as_indices, backward, forward
+
+# Bytes of float32 logits per chunk. Small chunks save memory, but PyTorch writes the gradient of the kernel per chunk.
+_CHUNK = 2**25 if keras.backend.backend() == "torch" else 2**23
+# Limits the padding of the last chunk at small vocabularies.
+_MAX_ROWS_PER_CHUNK = 256
+
+
+class LastLayer:
+    """The last layer of a base, which computes logits from features.
+
+    Args:
+        layer: A `keras.layers.Dense` without activation, or a `keras.layers.ReversibleEmbedding` called in reverse.
+
+    Attributes:
+        passes_mask: Whether the logits have the Keras mask of the features. Only a `Dense` passes it on.
+    """
+
+    def __init__(self, layer: keras.Layer) -> None:
+        self.layer = layer
+        self.passes_mask = isinstance(layer, keras.layers.Dense)
+
+    @staticmethod
+    def is_call_of_one(layer: Any, reverse: bool = False, **kwargs: Any) -> bool:
+        """Whether a call of a layer only multiplies features by a kernel and adds a bias."""
+        if type(layer) is keras.layers.Dense:
+            return layer.activation is keras.activations.linear and layer.activity_regularizer is None
+        return isinstance(layer, keras.layers.ReversibleEmbedding) and reverse and layer.logit_soft_cap is None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Returns the logits."""
+        return self.layer(features, **({} if isinstance(self.layer, keras.layers.Dense) else {"reverse": True}))
+
+    def weights(self) -> list[Tensor]:
+        """Returns the kernel, of shape `(features, classes)`, and the bias if there is one."""
+        layer = self.layer
+        if isinstance(layer, keras.layers.Dense):
+            weights = [layer.kernel, layer.bias] if layer.use_bias else [layer.kernel]
+        else:
+            weights = [ops.transpose(layer.embeddings) if layer.tie_weights else layer.reverse_embeddings]
+        return [ops.cast(weight, layer.compute_dtype) for weight in weights]
+
+    def weighted_terms(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        label_smoothing: float,
+        loss_weights: Tensor,
+        divergence_weights: Tensor,
+        scale: float | Tensor,
+    ) -> Tensor:
+        """Returns the weighted sums of cross-entropy and of symmetric KL.
+
+        Args:
+            features: Float tensor of shape `(rows, passes, ..., features)`.
+            targets: Integers of shape `(rows, passes, ...)`.
+            label_smoothing: Part of each target that is spread over all classes.
+            loss_weights: Weight of each cross-entropy, a float tensor of the shape of the targets.
+            divergence_weights: Weight of each divergence, of the same shape.
+            scale: Factor of the divergence in the total loss. The gradient assumes that the upstream gradients of the
+                two sums have the ratio 1 : `scale`.
+
+        Returns:
+            A float tensor of shape `(2,)`, in nats.
+        """
+        dtype = self.layer.compute_dtype
+        features = ops.cast(features, dtype)
+        precise = at_least_float32(dtype)
+        # Normalized to 1, the weights do not round small gradients to 0 in half precision. The factor is applied below.
+        largest = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
+        weights = [ops.divide_no_nan(weight, largest) for weight in (loss_weights, divergence_weights)]
+        layer_weights = self.weights()
+        passes, classes = features.shape[1], layer_weights[0].shape[1]
+        size = max(1, min(_MAX_ROWS_PER_CHUNK, _CHUNK // (4 * passes * classes)))
+        targets = as_indices(targets)
+        targets, *weights = (_chunks(ops.expand_dims(array, -1), size) for array in (targets, *weights))
+
+        @ops.custom_gradient
+        def terms(features: Tensor, *layer_weights: Tensor) -> tuple[Tensor, Any]:
+            def body(index: Any, totals: list[Tensor]) -> list[Tensor]:
+                features_gradient, *sums = totals
+                chunk = [features[index], *(ops.expand_dims(array[index], -1) for array in (targets, *weights))]
+                part, *sums = _add_chunk(sums, layer_weights, label_smoothing, scale, *chunk)
+                return [ops.slice_update(features_gradient, (index, 0, 0, 0), ops.expand_dims(part, 0)), *sums]
+
+            totals = [ops.zeros_like(features)]
+            totals += [ops.zeros(shape, precise) for shape in ((2,), *(weight.shape for weight in layer_weights))]
+            features_gradient, sums, *gradients = ops.fori_loop(0, ops.shape(features)[0], body, totals)
+
+            def gradient(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, ...]:
+                upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
+                factor = upstream[0] * largest
+                values = (ops.cast(value, precise) * factor for value in (features_gradient, *gradients))
+                return tuple(ops.cast(value, dtype) for value in values)
+
+            return sums * largest, gradient
+
+        return terms(_chunks(features, size), *layer_weights)
+
+
+def _chunks(array: Tensor, size: int) -> Tensor:
+    """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`, with zeros at the end of each chunk."""
+    rows, passes, *_, units = ops.shape(array)
+    array = ops.reshape(ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2), (-1, passes, units))
+    array = ops.pad(array, [[0, -ops.shape(array)[0] % size], [0, 0], [0, 0]])
+    # A chunk holds every n-th row: if the rows are sharded over devices, each device works on its own in every chunk.
+    return ops.swapaxes(ops.reshape(array, (size, -1, passes, units)), 0, 1)
+
+
+def _add_chunk(
+    totals: list[Tensor], layer_weights: Any, label_smoothing: float, scale: Tensor, features: Tensor, *chunk: Tensor
+) -> list[Tensor]:
+    """Returns the gradient with respect to the features of a chunk, and the totals with the chunk added to them.
+
+    The totals are the two sums and the gradient with respect to each weight of the layer.
+    """
+    sums, kernel_gradient, *bias_gradient = totals
+    kernel, *bias = layer_weights
+    targets, loss_weights, divergence_weights = chunk
+    rows, passes, units = features.shape
+    features = ops.reshape(features, (-1, units))
+    logits = ops.matmul(features, kernel)
+    if bias:
+        logits += bias[0]
+    logits = ops.reshape(logits, (rows, passes, 1, -1))
+    cross_entropy, divergence, saved = forward(logits, targets, label_smoothing)
+    sums += ops.stack([ops.sum(loss_weights * cross_entropy), ops.sum(divergence_weights * divergence)])
+    gradient = backward(logits, targets, label_smoothing, saved, (loss_weights, scale * divergence_weights))
+    gradient = ops.reshape(gradient, (rows * passes, -1))
+    kernel_gradient = _add_product(kernel_gradient, ops.transpose(features), gradient)
+    bias_gradient = [total + ops.cast(ops.sum(gradient, axis=0), total.dtype) for total in bias_gradient]
+    features_gradient = ops.reshape(ops.matmul(gradient, ops.transpose(kernel)), (rows, passes, units))
+    return [features_gradient, sums, kernel_gradient, *bias_gradient]
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    if keras.backend.backend() == "torch" and total.dtype == a.dtype:
+        return total.addmm_(a, b)  # in place, because the gradient of a kernel is large
+    total += ops.cast(ops.matmul(a, b), total.dtype)
+    return total

@@ -1,0 +1,242 @@
+"""Cross-entropy and symmetric KL from logits in one kernel, for large vocabularies.
+
+Derived by the framework, the two keep several arrays of the size of the logits for the backward pass. The hand-written
+gradient keeps the logits and three numbers per row. With `l_i` the log-probabilities of pass `i` of `m`,
+`p_i = exp(l_i)`, and a bar for the mean over the passes,
+
+    k_i     = sum_c p_i (l_i - l_bar),      D = 1 / (m - 1) * sum_i k_i,
+    dD/dz_i = 1 / (m - 1) * [p_i (l_i - l_bar - k_i) + p_i - p_bar].
+
+Where the passes nearly agree, D is of second order in the differences of the `l_i`, but it is a sum of terms of first
+order. Its rounding error is therefore relative to these differences, while that of `divergences.symmetric_kl` is
+relative to D.
+
+Only the evaluation strategy differs between backends. XLA (JAX and TensorFlow) fuses expressions over the whole array.
+PyTorch runs one operation at a time, so each chunk that fits the cache goes through all operations, in place where
+Python's `+=` works in place on tensors.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_rdrop._keras import Tensor, at_least_float32
+
+_BACKEND = keras.backend.backend()
+# Bytes of float32 logits per chunk on PyTorch: a few chunks fit the cache of a CPU. On a GPU this only limits memory.
+_CHUNK_CPU, _CHUNK_GPU = 3 * 2**20, 2**27
+
+
+def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Computes both terms of the objective, with a memory-efficient gradient with respect to the logits.
+
+    Args:
+        targets: Integers of shape `(rows, passes, ...)`, or distributions of shape `(rows, passes, ..., classes)`.
+        logits: Float tensor of shape `(rows, passes, ..., classes)`. Computed in float32 or better. The gradient has
+            the dtype of the logits.
+        label_smoothing: Part of each target that is spread over all classes.
+
+    Returns:
+        A tensor of shape `(2, rows, passes, ...)`, in nats: the cross-entropy of each pass, and the symmetric KL
+        between the passes, repeated for each of them (`keras_rdrop.divergences.symmetric_kl`).
+    """
+    shape = ops.shape(logits)
+    rows, passes, classes = shape[0], logits.shape[1], logits.shape[-1]
+    is_sparse = len(targets.shape) < len(logits.shape)
+    logits = ops.reshape(logits, (rows, passes, -1, classes))
+    targets = ops.reshape(targets, (rows, passes, -1, 1 if is_sparse else classes))
+    targets = as_indices(targets) if is_sparse else ops.cast(targets, at_least_float32(logits.dtype))
+
+    @ops.custom_gradient
+    def terms(logits: Tensor) -> tuple[Tensor, Any]:
+        cross_entropy, divergence, saved = forward(logits, targets, label_smoothing)
+
+        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
+            upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
+            return backward(logits, targets, label_smoothing, saved, (upstream[0], upstream[1]))
+
+        return ops.stack([cross_entropy, divergence]), gradient
+
+    return ops.reshape(terms(logits), (2, *shape[:-1]))
+
+
+def as_indices(targets: Tensor) -> Tensor:
+    """Casts targets to the integers that `forward` and `backward` take: PyTorch indexes with 64 bits only."""
+    return ops.cast(targets, "int64" if _BACKEND == "torch" else "int32")
+
+
+def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Computes both terms and the values that `backward` needs.
+
+    Args:
+        logits: Float tensor of shape `(rows, passes, positions, classes)`.
+        targets: Integers of shape `(rows, passes, positions, 1)`, or floats of the shape of the logits.
+        label_smoothing: As in `cross_entropy_and_symmetric_kl`.
+
+    Returns:
+        Cross-entropy and divergence, both of shape `(rows, passes, positions, 1)`, and a tuple for `backward`.
+    """
+    result = (*ops.shape(logits)[:-1], 1), at_least_float32(logits.dtype)
+    cross_entropy, k, *normalizer = _evaluate(_forward, label_smoothing, (logits, targets), [result] * 4)
+    divergence = ops.maximum(ops.sum(k, axis=1, keepdims=True), 0.0) / (logits.shape[1] - 1)
+    return cross_entropy, ops.broadcast_to(divergence, ops.shape(k)), (*normalizer, k)
+
+
+def backward(
+    logits: Tensor, targets: Tensor, label_smoothing: float, saved: tuple[Tensor, ...], upstream: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Returns the gradient with respect to the logits, in their dtype.
+
+    Args:
+        logits: As in `forward`.
+        targets: As in `forward`.
+        label_smoothing: As in `forward`.
+        saved: The tuple that `forward` returned.
+        upstream: Gradients of the cross-entropy and of the divergence, of shape `(rows, passes, positions, 1)`.
+    """
+    cross_entropy_gradient, divergence_gradient = upstream
+    per_row = ops.sum(divergence_gradient, axis=1, keepdims=True)
+    upstream = cross_entropy_gradient, ops.broadcast_to(per_row, ops.shape(divergence_gradient))
+    arrays = (logits, targets, *saved, *upstream)
+    return _evaluate(_backward, label_smoothing, arrays, [(ops.shape(logits), logits.dtype)])[0]
+
+
+def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Returns cross-entropy, k, the log-normalizer and its rounding error, each `(rows, passes, positions, 1)`."""
+    logits = ops.cast(logits, at_least_float32(logits.dtype))
+    largest = ops.max(logits, axis=-1, keepdims=True)
+    shifted = logits - largest
+    total, weighted = _sum_exp_and_weighted(shifted, _centered(shifted))
+    log_total = ops.log(total)
+    k = weighted / total - _centered(log_total)
+    if _is_sparse(targets):
+        cross_entropy = log_total - ops.take_along_axis(shifted, targets, axis=-1)
+    else:
+        cross_entropy = ops.sum(targets * (log_total - shifted), axis=-1, keepdims=True)
+    if label_smoothing:
+        uniform = log_total - ops.mean(shifted, axis=-1, keepdims=True)
+        cross_entropy = (1.0 - label_smoothing) * cross_entropy + label_smoothing * uniform
+    normalizer = largest + log_total
+    return cross_entropy, k, normalizer, log_total - (normalizer - largest)
+
+
+def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_and_upstream: Tensor) -> tuple[Tensor]:
+    normalizer, rounding_error, k, cross_entropy_gradient, divergence_gradient = saved_and_upstream
+    passes, classes = logits.shape[1], logits.shape[-1]
+    divergence_gradient = divergence_gradient / (passes - 1)
+    # The normalizer is rounded at the magnitude of the logits. The rounding error is the same for all classes, so it is
+    # corrected per row. Subtracted from `log_p`, it would make XLA for CPUs store one more array.
+    log_p = ops.cast(logits, at_least_float32(logits.dtype)) - normalizer
+    correction = ops.exp(-rounding_error)
+    p = ops.exp(log_p)
+    p *= correction
+    if _BACKEND == "torch":
+        p_mean = ops.mean(p, axis=1, keepdims=True)
+    else:
+        others = zip(_others(log_p), _others(correction), strict=True)
+        p_mean = p - sum(p - ops.exp(other) * factor for other, factor in others) / passes
+    target_gradient = (1.0 - label_smoothing) * cross_entropy_gradient
+    uniform_gradient = label_smoothing * cross_entropy_gradient
+    target_mass = 1.0 if _is_sparse(targets) else ops.sum(targets, axis=-1, keepdims=True)
+    per_row = target_gradient * target_mass + uniform_gradient
+    per_row = per_row - divergence_gradient * (k - 1.0 + _centered(rounding_error))
+    result = _centered(log_p)
+    result *= divergence_gradient
+    result += per_row
+    result *= p
+    result -= divergence_gradient * p_mean
+    if label_smoothing:
+        result -= uniform_gradient / classes
+    if not _is_sparse(targets):
+        result -= target_gradient * targets
+    elif _BACKEND == "torch":
+        result.scatter_add_(-1, targets, -target_gradient)
+    else:  # XLA fuses the comparison and never stores one-hot targets
+        result -= ops.where(ops.arange(classes, dtype="int32") == targets, target_gradient, 0.0)
+    return (ops.cast(result, logits.dtype),)
+
+
+def _is_sparse(targets: Tensor) -> bool:
+    return "int" in keras.backend.standardize_dtype(targets.dtype)
+
+
+def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the sums of `exp(x)` and of `exp(x) * weights` over the last axis."""
+    exp = ops.exp(x)
+    shards_classes = isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel)
+    if _BACKEND == "jax" and not shards_classes:
+        # XLA for CPUs stores an array that two reductions read. Keras has no reduction with two results. If the classes
+        # are sharded over devices, XLA would gather them for such a reduction.
+        import jax
+
+        zero = ops.zeros((), dtype=x.dtype)
+        sums = jax.lax.reduce(
+            (exp, exp * weights), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), dimensions=(x.ndim - 1,)
+        )
+        return ops.expand_dims(sums[0], -1), ops.expand_dims(sums[1], -1)
+    return ops.sum(exp, axis=-1, keepdims=True), ops.sum(exp * weights, axis=-1, keepdims=True)
+
+
+def _centered(x: Tensor) -> Tensor:
+    """Subtracts the mean over the passes from `x`. The result is exactly 0 where all passes are equal."""
+    if _BACKEND != "torch":
+        return sum(x - other for other in _others(x)) / x.shape[1]
+    x = x - x[:, :1]  # the mean is then rounded relative to the differences, not relative to `x`
+    x -= ops.mean(x, axis=1, keepdims=True)
+    return x
+
+
+def _others(x: Tensor) -> list[Tensor]:
+    """Returns the passes that each pass is compared with.
+
+    With more than two passes the list includes the pass itself, which adds 0. A list, and not a sum over the axis,
+    because XLA does not fuse a reduction with the operations that read its result.
+    """
+    if x.shape[1] == 2:
+        return [ops.flip(x, axis=1)]
+    return [x[:, i : i + 1] for i in range(x.shape[1])]
+
+
+def _evaluate(
+    function: Callable[..., Any], label_smoothing: float, arrays: tuple[Tensor, ...], results: list[tuple[Any, str]]
+) -> tuple[Tensor, ...]:
+    """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once, or in chunks on PyTorch.
+
+    Args:
+        function: Treats every row and position independently.
+        label_smoothing: The first argument of `function`.
+        arrays: Its other arguments, the logits first.
+        results: Shape and dtype of each of its results.
+    """
+    if _BACKEND == "tensorflow":
+        return _compiled(function, label_smoothing)(*arrays)
+    if _BACKEND == "jax":
+        return function(label_smoothing, *arrays)
+    filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
+    for chunk in _chunks(arrays[0]):
+        for whole, part in zip(filled, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
+            whole[chunk] = part
+    return filled
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], label_smoothing: float) -> Any:
+    """Compiles with XLA, also where Keras does not compile the step, for example for a model with an embedding."""
+    import tensorflow as tf
+
+    return tf.function(functools.partial(function, label_smoothing), jit_compile=True)
+
+
+def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Yields slices of rows, passes and positions that cover the logits. Each slice holds all passes."""
+    rows, passes, positions, classes = logits.shape
+    position_bytes = 4 * passes * classes
+    size = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
+    chunk_rows = max(1, size // (position_bytes * positions))
+    chunk_positions = max(1, min(positions, size // position_bytes))
+    for row in range(0, rows, chunk_rows):
+        for position in range(0, positions, chunk_positions):
+            yield slice(row, row + chunk_rows), slice(None), slice(position, position + chunk_positions)

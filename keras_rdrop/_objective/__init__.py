@@ -1,0 +1,1 @@
+"""The training objective of each output: its compiled loss and the divergence between its passes."""

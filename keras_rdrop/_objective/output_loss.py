@@ -1,0 +1,84 @@
+"""Stands in for the compiled loss of one output.
+
+Keras calls a compiled loss with the targets, predictions and sample weights of one output, and multiplies its result by
+the output's `loss_weights`. In its place, `OutputLoss` gives the divergence the same rows, masks and weights.
+"""
+
+from keras import ops
+from keras.losses import Loss
+
+from keras_rdrop._keras import Tensor, get_mask
+from keras_rdrop._objective.terms import OutputBatch, choose_terms
+from keras_rdrop._passes.step import RunningStep
+from keras_rdrop.divergences import SymmetricKL
+
+
+class OutputLoss(Loss):
+    """The compiled loss of one output, which in training also records the divergence between the passes.
+
+    Args:
+        loss: The compiled `keras.losses.Loss`.
+        divergence: A `keras.losses.Loss` on the predictions of two passes, or `None`.
+        loss_weight: Float. The output's `loss_weights`: Keras multiplies the loss by it, this class the divergence.
+        running: The `RunningStep` of the model.
+        unlabelled: Target that marks unlabelled elements, which have weight 0 in the loss, or `None`.
+    """
+
+    def __init__(
+        self, loss: Loss, divergence: Loss | None, loss_weight: float, running: RunningStep, unlabelled: float | None
+    ) -> None:
+        super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
+        self.loss, self.divergence, self.loss_weight = loss, divergence, loss_weight
+        self.terms = choose_terms(loss, divergence)
+        self.running, self.unlabelled = running, unlabelled
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        self._check_classes(y_pred)  # Keras also calls this once while it builds the model
+        step = self.running.step
+        if step is None:
+            return self.loss(y_true, y_pred, sample_weight)
+        labels, loss_weights = _mask_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
+        loss, divergence = self.terms(step, OutputBatch(y_true, labels, y_pred, loss_weights, sample_weight))
+        step.divergences.append(self.loss_weight * step.passes.divergence_scale(step.rows) * divergence)
+        return loss
+
+    def _check_classes(self, y_pred: Tensor) -> None:
+        if isinstance(self.divergence, SymmetricKL) and y_pred.shape[self.divergence.get_config()["axis"]] == 1:
+            raise ValueError(
+                "Expected predictions of two or more classes, because `SymmetricKL` of one class is always 0. For one "
+                f"unit, use divergence='bernoulli_symmetric_kl'. Received: predictions of shape {tuple(y_pred.shape)}"
+            )
+
+
+class CTCOutputLoss(OutputLoss):
+    """The loss of an output with CTC, for which Keras ignores the mask.
+
+    In frames that the mask leaves out, the prediction becomes CTC's blank with certainty. Such a frame changes neither
+    the loss nor the divergence.
+    """
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        mask = get_mask(y_pred)
+        if mask is not None:
+            blank = ops.where(ops.equal(ops.arange(ops.shape(y_pred)[-1]), 0), 0.0, -1e4)  # in the range of float16
+            y_pred = ops.where(ops.expand_dims(mask, -1), y_pred, ops.cast(blank, y_pred.dtype))
+        return super().__call__(y_true, y_pred, sample_weight)
+
+
+def _mask_unlabelled(
+    y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None, unlabelled: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Replaces the targets of unlabelled elements by 0, which every loss accepts, and sets their weights to 0."""
+    if unlabelled is None:
+        return y_true, sample_weight
+    is_labelled = ops.not_equal(y_true, unlabelled)
+    is_vector = len(y_true.shape) > max(1, len(y_pred.shape) - 1)
+    if is_vector:  # a vector of targets is unlabelled if all of it is marked
+        is_labelled = ops.any(is_labelled, axis=-1, keepdims=True)
+    labels = ops.where(is_labelled, y_true, ops.zeros_like(y_true))
+    weights = ops.cast(ops.squeeze(is_labelled, axis=-1) if is_vector else is_labelled, "float32")
+    if sample_weight is None:
+        return labels, weights
+    if len(sample_weight.shape) > len(weights.shape):
+        sample_weight = ops.squeeze(sample_weight, axis=-1)
+    return labels, sample_weight * ops.cast(weights, sample_weight.dtype)

@@ -1,0 +1,162 @@
+"""Decides which divergence goes with which compiled loss."""
+
+from typing import Any
+
+import keras
+from keras import ops, tree
+from keras.losses import Loss, SparseCategoricalCrossentropy
+
+from keras_rdrop import divergences
+from keras_rdrop._keras import Tensor, at_least_float32, get_loss, get_loss_function
+from keras_rdrop._objective.output_loss import CTCOutputLoss, OutputLoss
+from keras_rdrop._objective.terms import JointTerms
+from keras_rdrop._passes.step import RunningStep
+from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
+
+_KL = (SymmetricKL, BernoulliSymmetricKL)
+_DIVERGENCE_OF_LOSS = {
+    keras.losses.categorical_crossentropy: SymmetricKL,
+    keras.losses.categorical_focal_crossentropy: SymmetricKL,
+    keras.losses.sparse_categorical_crossentropy: SymmetricKL,
+    keras.losses.binary_crossentropy: BernoulliSymmetricKL,
+    keras.losses.binary_focal_crossentropy: BernoulliSymmetricKL,
+    keras.losses.huber: MeanSquaredDifference,
+    keras.losses.log_cosh: MeanSquaredDifference,
+    keras.losses.mean_absolute_error: MeanSquaredDifference,
+    keras.losses.mean_absolute_percentage_error: MeanSquaredDifference,
+    keras.losses.mean_squared_error: MeanSquaredDifference,
+    keras.losses.mean_squared_logarithmic_error: MeanSquaredDifference,
+}
+
+
+def output_losses(
+    loss: Any, divergence: Any, loss_weights: Any, running: RunningStep, unlabelled: float | None = None
+) -> Any:
+    """Pairs each compiled loss with its divergence.
+
+    Args:
+        loss: As in `keras.Model.compile`: one loss, or a structure with one loss per output.
+        divergence: As in `RDropModel`: one for all outputs, or the same structure as `loss`.
+        loss_weights: As in `keras.Model.compile`.
+        running: The `RunningStep` of the model.
+        unlabelled: As in `RDropModel`.
+
+    Returns:
+        The structure of `loss`, with an `OutputLoss` for each loss and `None` where `loss` has `None`.
+
+    Raises:
+        ValueError: If no divergence follows from a loss, or if the structures do not match.
+    """
+    divergence = _per_output("divergence", divergence, loss)
+    loss_weights = _per_output("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
+
+    def output_loss(identifier: Any, divergence: Any, loss_weight: float) -> OutputLoss | None:
+        if identifier is None:
+            return None
+        is_named = isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce")
+        loss = _CrossEntropy(name=identifier) if is_named else get_loss(identifier)
+        divergence = _get_divergence(divergence, loss)
+        return (CTCOutputLoss if _is_ctc(loss) else OutputLoss)(loss, divergence, loss_weight, running, unlabelled)
+
+    return tree.map_structure(output_loss, loss, divergence, loss_weights)
+
+
+def check_divergence(divergence: Any) -> None:
+    """Raises a `ValueError` unless `RDropModel` accepts every leaf of the structure as a divergence."""
+    tree.map_structure(lambda leaf: leaf is None or leaf == "auto" or divergences.get(leaf), divergence)
+
+
+def supports_last_layer(output_loss: OutputLoss | None) -> bool:
+    """Whether the terms of an output can be computed from the features that the last layer takes."""
+    return output_loss is not None and isinstance(output_loss.terms, JointTerms) and output_loss.terms.is_sparse
+
+
+def _per_output(name: str, value: Any, loss: Any) -> Any:
+    """Returns `value` in the structure of `loss`. Like Keras, accepts a flat list for a dict and the reverse."""
+    if not tree.is_nested(value):
+        return tree.map_structure(lambda _: value, loss)
+    flat = tree.flatten(value)
+    if len(flat) != len(tree.flatten(loss)):
+        raise ValueError(f"Expected `{name}` to have one entry for each loss in loss={loss}. Received: {name}={value}")
+    return tree.pack_sequence_as(loss, flat)
+
+
+class _CrossEntropy(Loss):
+    """The loss that Keras makes of `loss="crossentropy"`: the shapes decide which cross-entropy it is."""
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        is_sparse = len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1
+        kind = "binary" if y_pred.shape[-1] == 1 else "sparse_categorical" if is_sparse else "categorical"
+        return get_loss(f"{kind}_crossentropy").call(y_true, y_pred)
+
+
+class _CrossEntropyDivergence(Loss):
+    """The divergence of `_CrossEntropy`."""
+
+    def compare(self, *y_preds: Tensor) -> Tensor:
+        is_binary = y_preds[0].shape[-1] == 1
+        return (divergences.bernoulli_symmetric_kl if is_binary else divergences.symmetric_kl)(*y_preds)
+
+
+class _FramewiseSymmetricKL(Loss):
+    """The divergence of CTC, which is a loss of whole sequences: the sum over the frames."""
+
+    def compare(self, *y_preds: Tensor) -> Tensor:
+        return ops.sum(divergences.symmetric_kl(*y_preds, from_logits=True), axis=-1)
+
+
+def _is_ctc(loss: Loss) -> bool:
+    return get_loss_function(loss) is keras.losses.ctc
+
+
+def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
+    if identifier is None:
+        return None
+    if isinstance(identifier, Loss):
+        _check_from_logits(identifier, loss)
+        return identifier
+    precise = {"reduction": loss.reduction, "dtype": at_least_float32(keras.config.floatx())}
+    if identifier == "auto" and isinstance(loss, _CrossEntropy):
+        return _CrossEntropyDivergence(**precise)
+    if identifier in ("auto", "symmetric_kl") and _is_ctc(loss):
+        return _FramewiseSymmetricKL(**precise)
+    inferred = _DIVERGENCE_OF_LOSS.get(get_loss_function(loss))
+    requested = inferred if identifier == "auto" else type(divergences.get(identifier))
+    if requested is None or not (inferred in _KL or requested is MeanSquaredDifference):
+        raise ValueError(
+            f"No divergence follows from the loss '{loss.name}'. Expected a cross-entropy or regression loss of Keras, "
+            "or a divergence such as `RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=True))`. "
+            f"Received: divergence={identifier!r}"
+        )
+    if isinstance(loss, SparseCategoricalCrossentropy):
+        _check_last_axis(loss)
+    config = loss.get_config()
+    kwargs = {"axis": config.get("axis", -1), "reduction": loss.reduction}
+    if requested is not MeanSquaredDifference:
+        kwargs["from_logits"] = config.get("from_logits", False)
+    return requested(**kwargs)
+
+
+def _takes_logits(loss: Loss) -> bool | None:
+    """Whether a loss takes logits as predictions, or `None` if it takes neither logits nor probabilities."""
+    function = get_loss_function(loss)
+    # A cross-entropy that is given as a function or by its name has no `from_logits` and takes probabilities.
+    takes_probabilities = function is keras.losses.kl_divergence or _DIVERGENCE_OF_LOSS.get(function) in _KL
+    return loss.get_config().get("from_logits", False if takes_probabilities else None)
+
+
+def _check_from_logits(divergence: Loss, loss: Loss) -> None:
+    """Logits taken for probabilities, or the reverse, would give a meaningless divergence."""
+    expected, received = _takes_logits(loss), _takes_logits(divergence)
+    if None not in (expected, received) and expected != received:
+        wrong = f"divergence={divergence!r} with from_logits={received}"
+        raise ValueError(f"Expected `divergence` with from_logits={expected}, as the loss has it. Received: {wrong}")
+
+
+def _check_last_axis(loss: Loss) -> None:
+    # Keras does not expose the axis of this loss, so we probe it.
+    try:
+        loss.call(ops.zeros((1, 3), dtype="int32"), ops.ones((1, 3, 2)))
+    except (TypeError, ValueError) as error:  # which one depends on the backend
+        use = "RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=..., axis=...))"
+        raise ValueError(f"Expected the loss '{loss.name}' to have axis=-1. For another axis, use `{use}`.") from error

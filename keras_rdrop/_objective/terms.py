@@ -1,0 +1,150 @@
+"""The two terms of the objective for one output: its compiled loss and the divergence between its passes.
+
+`SeparateTerms` and `JointTerms` are interchangeable. `SeparateTerms` calls the loss and compares the passes, for any
+pair of loss and divergence. `JointTerms` computes a cross-entropy from logits and the symmetric KL in one kernel, which
+takes less time and memory.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+from keras import ops
+from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
+
+from keras_rdrop import losses
+from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask
+from keras_rdrop._kernels.logits import cross_entropy_and_symmetric_kl
+from keras_rdrop._passes.step import Step
+from keras_rdrop.divergences import SymmetricKL
+
+_CROSS_ENTROPIES = (CategoricalCrossentropy, SparseCategoricalCrossentropy, losses.SparseCategoricalCrossentropy)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputBatch:
+    """What Keras passes to the loss of one output, for the widened batch.
+
+    Attributes:
+        y_true: Targets as the user gave them.
+        labels: Targets for the loss: `y_true`, with 0 where an element is unlabelled.
+        y_pred: Predictions, or features if the step has a `last_layer`.
+        loss_weights: Sample weights of the loss, or `None`: 0 where an element is unlabelled.
+        divergence_weights: Sample weights of the divergence, or `None`.
+    """
+
+    y_true: Tensor
+    labels: Tensor
+    y_pred: Tensor
+    loss_weights: Tensor | None
+    divergence_weights: Tensor | None
+
+    def mask(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
+        """Returns which elements count, in `shape`: the Keras mask of the predictions without the ignored class."""
+        mask = get_mask(self.y_pred)
+        if ignore_class is None:
+            return mask
+        valid = ops.reshape(ops.not_equal(self.y_true, ignore_class), shape)
+        return valid if mask is None else ops.logical_and(mask, valid)
+
+
+class Terms(Protocol):
+    """Computes the loss, averaged over the passes, and the divergence of one output."""
+
+    def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]: ...
+
+
+class SeparateTerms:
+    """Calls the loss and compares the passes, each by operations of Keras.
+
+    Args:
+        loss: The compiled loss.
+        divergence: A `keras.losses.Loss` on two predictions, or `None`.
+    """
+
+    def __init__(self, loss: Loss, divergence: Loss | None) -> None:
+        self.loss, self.divergence = loss, divergence
+        self.reduction = None if divergence is None else Reduction(divergence)
+        self.ignore_class = loss.get_config().get("ignore_class")
+
+    def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
+        loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_weights))
+        loss = step.passes.mean(loss, self.loss.reduction)
+        if self.reduction is None:
+            return loss, 0.0
+        y_pred = ops.cast(batch.y_pred, self.reduction.dtype)
+        if len(y_pred.shape) == 1:
+            y_pred = ops.expand_dims(y_pred, -1)
+        y_preds = ops.unstack(step.passes.group(y_pred), step.passes.count, axis=1)
+        values = step.passes.spread(_compare(self.divergence, y_preds))
+        mask = batch.mask(self.ignore_class, ops.shape(values))
+        divergence = self.reduction.reduce(values, mask, batch.divergence_weights)
+        return loss, step.passes.mean(divergence, self.reduction.reduction)
+
+
+class JointTerms:
+    """Computes a cross-entropy from logits and the symmetric KL in one kernel.
+
+    Args:
+        loss: The compiled loss, one that `supports` accepts.
+        divergence: Its `SymmetricKL`.
+    """
+
+    def __init__(self, loss: Loss, divergence: Loss | None) -> None:
+        self.separate = SeparateTerms(loss, divergence)
+        self.is_sparse = isinstance(loss, SparseCategoricalCrossentropy)
+        self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
+        self.ignore_class = loss.get_config().get("ignore_class")
+        self.loss, self.divergence = Reduction(loss), Reduction(divergence)
+
+    @staticmethod
+    def supports(loss: Loss, divergence: Loss | None) -> bool:
+        """Whether the kernel computes this pair. Subclasses are not supported, because they may compute anything."""
+        if type(loss) not in _CROSS_ENTROPIES or type(divergence) is not SymmetricKL:
+            return False
+        configs = loss.get_config(), divergence.get_config()
+        return all(config["from_logits"] and config.get("axis", -1) == -1 for config in configs)
+
+    def supports_shapes(self, y_true: Tensor, y_pred: Tensor) -> bool:
+        """Whether the shapes are the usual ones."""
+        shape = tuple(y_pred.shape[:-1]) if self.is_sparse else tuple(y_pred.shape)
+        usual = (shape, (*shape, 1)) if self.is_sparse else (shape,)
+        return y_true is not None and len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
+
+    def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
+        passes, last_layer = step.passes, step.last_layer
+        if last_layer is None and not self.supports_shapes(batch.y_true, batch.y_pred):
+            return self.separate(step, batch)  # Keras defines the result for unusual shapes
+        shape = ops.shape(batch.y_pred)[:-1]
+        mask = batch.mask(self.ignore_class, shape)
+        labels = ops.reshape(batch.labels, shape if self.is_sparse else ops.shape(batch.y_pred))
+        if self.ignore_class is not None:  # it may be no index of a class
+            labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
+        labels, y_pred = passes.group(labels), passes.group(batch.y_pred)
+        if last_layer is None:
+            terms = cross_entropy_and_symmetric_kl(labels, y_pred, self.label_smoothing)
+            cross_entropy, divergence = (ops.reshape(values, shape) for values in ops.unstack(terms, 2))
+            loss = self.loss.reduce(cross_entropy, mask, batch.loss_weights)
+            divergence = self.divergence.reduce(divergence, mask, batch.divergence_weights)
+            return passes.mean(loss, self.loss.reduction), passes.mean(divergence, self.divergence.reduction)
+        loss_weights = self.loss.element_weights(shape, mask, batch.loss_weights)
+        loss_weights = passes.group(passes.mean(loss_weights, self.loss.reduction))
+        divergence_weights = self.divergence.element_weights(shape, mask, batch.divergence_weights)
+        divergence_weights = passes.group(passes.mean(divergence_weights, self.divergence.reduction))
+        scale = step.alpha / 2 * passes.divergence_scale(step.rows)
+        terms = last_layer.weighted_terms(y_pred, labels, self.label_smoothing, loss_weights, divergence_weights, scale)
+        return terms[0], terms[1]
+
+
+def choose_terms(loss: Loss, divergence: Loss | None) -> Terms:
+    """Chooses how the terms of an output are computed."""
+    return (JointTerms if JointTerms.supports(loss, divergence) else SeparateTerms)(loss, divergence)
+
+
+def _compare(divergence: Loss, y_preds: Sequence[Tensor]) -> Tensor:
+    """Returns the divergence of each row, averaged over all ordered pairs of predictions."""
+    if hasattr(divergence, "compare"):  # a divergence of this library compares any number of predictions at once
+        return divergence.compare(*y_preds)
+    pairs = list(itertools.permutations(y_preds, 2))
+    return sum(divergence.call(first, second) for first, second in pairs) / len(pairs)

@@ -1,0 +1,102 @@
+"""The layout of the passes in a widened batch. No other module knows the order of its rows."""
+
+import dataclasses
+import fractions
+from typing import Any
+
+from keras import ops
+
+from keras_rdrop._keras import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Passes over the rows of a batch, next to each other in one widened batch: `x0, x0, x1, x1, ...` for two.
+
+    Since the passes over a row are adjacent, a batch that is sharded over devices needs no communication.
+
+    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for one half of four rows.
+
+    Attributes:
+        count: Number of passes.
+        fraction: Fraction of the rows that go through all passes. The other rows go through one.
+    """
+
+    count: int
+    fraction: float = 1.0
+
+    def widen(self, tensor: Tensor) -> Tensor:
+        """Repeats the rows that go through all passes.
+
+        Args:
+            tensor: A tensor of shape `(rows, ...)`, dense, sparse or ragged. Scalars and `None` are returned unchanged.
+
+        Returns:
+            A tensor of shape `(widened rows, ...)`.
+
+        Raises:
+            ValueError: If only a fraction of the rows is repeated and the tensor is not dense.
+        """
+        if self.fraction == 1.0 or _is_scalar_or_none(tensor):
+            return self.spread(tensor)
+        if _is_ragged(tensor) or not hasattr(tensor, "__getitem__"):
+            received = f"fraction={self.fraction} and data of type {type(tensor)}"
+            raise ValueError(f"Expected dense data, because `fraction` is below 1. Received: {received}")
+        repeated = self.repeated_rows(ops.shape(tensor)[0])
+        return ops.concatenate([self.spread(tensor[:repeated]), tensor[repeated:]], axis=0)
+
+    def complete(self, tensor: Tensor, rows: int | Tensor) -> Tensor:
+        """Repeats the rows that `widen` did not repeat, as if they had gone through every pass.
+
+        Args:
+            tensor: A tensor of shape `(widened rows, ...)`.
+            rows: Number of rows of the batch before `widen`.
+
+        Returns:
+            A tensor of shape `(rows * count, ...)`.
+        """
+        start = self.count * self.repeated_rows(rows)
+        return ops.concatenate([tensor[:start], self.spread(tensor[start:])], axis=0)
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """Gives the value of each row to all its passes: `(rows, ...)` to `(rows * count, ...)`."""
+        if _is_scalar_or_none(tensor):
+            return tensor
+        if _is_ragged(tensor):  # `ops.take` accepts a ragged tensor of TensorFlow, the operations below do not
+            return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), self.count), axis=0)
+        # `ops.repeat` does not accept sparse tensors.
+        rows, *shape = ops.shape(tensor)
+        repeated = ops.concatenate([ops.expand_dims(tensor, 1)] * self.count, axis=1)
+        return ops.reshape(repeated, (rows * self.count, *shape))
+
+    def group(self, tensor: Tensor) -> Tensor:
+        """Moves the passes to an axis of their own: `(rows * count, ...)` to `(rows, count, ...)`."""
+        return ops.reshape(tensor, (-1, self.count, *ops.shape(tensor)[1:]))
+
+    def mean(self, value: Tensor, reduction: str | None) -> Tensor:
+        """Returns the mean over the passes of a loss that was reduced over the widened batch."""
+        # A mean over the widened batch already is the mean over the passes.
+        return value / self.count if reduction == "sum" else value
+
+    def repeated_rows(self, rows: int | Tensor) -> Any:
+        """Returns how many rows of a batch go through all passes: the fraction, rounded up, but at least one row."""
+        # Exact arithmetic: no rounding error adds a row.
+        part = max(fractions.Fraction(self.fraction).limit_denominator(1000), fractions.Fraction(1, 1000))
+        return (rows * part.numerator + part.denominator - 1) // part.denominator
+
+    def divergence_scale(self, rows: int | Tensor | None) -> float | Tensor:
+        """Returns the factor from a divergence averaged over all rows to one averaged over the repeated rows.
+
+        Rows that go through one pass add 0 to the divergence.
+        """
+        if self.fraction == 1.0:
+            return 1.0
+        return ops.cast(rows, "float32") / ops.cast(self.repeated_rows(rows), "float32")
+
+
+def _is_scalar_or_none(tensor: Tensor) -> bool:
+    return tensor is None or getattr(tensor, "shape", None) == ()
+
+
+def _is_ragged(tensor: Tensor) -> bool:
+    return hasattr(tensor, "nested_row_splits")

@@ -1,0 +1,147 @@
+"""Training on the raw data of a base that preprocesses its inputs, as KerasHub tasks do.
+
+Such a base has `preprocess_samples(x, y, sample_weight)`, which its own `fit` applies to every batch.
+"""
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import keras
+import numpy as np
+from keras import tree
+
+Arguments = ParamSpec("Arguments")
+
+
+def _overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]], Callable[Arguments, Any]]:
+    """Gives an override the signature of a method of Keras, and passes the arguments that are set by their names."""
+    signature = inspect.signature(method)
+
+    def decorate(override: Callable[..., Any]) -> Callable[Arguments, Any]:
+        @functools.wraps(method)
+        def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
+            arguments = signature.bind(*args, **kwargs).arguments
+            further = arguments.pop("kwargs", {})
+            return override(**arguments, **further)
+
+        return wrapper
+
+    return decorate
+
+
+class PreprocessingModel(keras.Model):
+    """A model that trains its `base` on the data that `base.fit` takes. Predictions are those of `base` itself."""
+
+    base: keras.Model
+    _validation_dataset: Any = None  # a weak reference, so that no backend tracks it as a part of the model
+
+    @_overrides(keras.Model.fit)
+    def fit(self, **arguments: Any) -> Any:
+        if self._preprocesses():
+            data = _pop_data(arguments)
+            names = "batch_size", "validation_data", "validation_split"
+            batch_size, validation, split = (arguments.pop(name, None) for name in names)
+            if split and validation is None:
+                data = _as_arrays(data)
+                start = int(_count_rows(data) * (1 - split))
+                data, validation = _take(data, slice(start)), _take(data, slice(start, None))
+            arguments["x"] = self._dataset(data, batch_size, arguments.get("shuffle", True))
+            if validation is not None:
+                batch_size = arguments.pop("validation_batch_size", None) or batch_size
+                arguments["validation_data"] = self._dataset(_unpack(validation), batch_size)
+                self._validation_dataset = weakref.ref(arguments["validation_data"])
+        return super().fit(**arguments)
+
+    @_overrides(keras.Model.evaluate)
+    def evaluate(self, **arguments: Any) -> Any:
+        # `fit` evaluates on its validation data, which is already preprocessed.
+        is_preprocessed = self._validation_dataset is not None and arguments.get("x") is self._validation_dataset()
+        if self._preprocesses() and not is_preprocessed:
+            arguments["x"] = self._dataset(_pop_data(arguments), arguments.pop("batch_size", None))
+        return super().evaluate(**arguments)
+
+    @_overrides(keras.Model.train_on_batch)
+    def train_on_batch(self, **arguments: Any) -> Any:
+        return super().train_on_batch(**self._preprocess_batch(arguments))
+
+    @_overrides(keras.Model.test_on_batch)
+    def test_on_batch(self, **arguments: Any) -> Any:
+        return super().test_on_batch(**self._preprocess_batch(arguments))
+
+    @_overrides(keras.Model.predict)
+    def predict(self, **arguments: Any) -> Any:
+        return self.base.predict(**arguments)
+
+    @_overrides(keras.Model.predict_on_batch)
+    def predict_on_batch(self, **arguments: Any) -> Any:
+        return self.base.predict_on_batch(**arguments)
+
+    def _preprocesses(self) -> bool:
+        # A task without a preprocessor takes the data of any model, and Keras reads arrays faster than `_Rows` does.
+        return hasattr(self.base, "preprocess_samples") and getattr(self.base, "preprocessor", True) is not None
+
+    def _preprocess_batch(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._preprocesses():
+            x, y, sample_weight = _unpack(self.base.preprocess_samples(*_pop_data(arguments)))
+            arguments |= {"x": x, "y": y, "sample_weight": sample_weight}
+        return arguments
+
+    def _dataset(self, data: tuple[Any, Any, Any], batch_size: int | None, shuffle: bool = False) -> Any:
+        """Returns batches of preprocessed data, from a dataset with `map` (tf.data, grain) or from arrays and lists."""
+        if not hasattr(data[0], "map"):
+            return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
+        preprocess = self.base.preprocess_samples
+        # tf.data calls the function with the parts of a batch, grain with the batch.
+        return data[0].map(lambda *batch: preprocess(*_unpack(batch[0] if len(batch) == 1 else batch)))
+
+
+def _pop_data(arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return arguments.pop("x", None), arguments.pop("y", None), arguments.pop("sample_weight", None)
+
+
+def _unpack(data: Any) -> tuple[Any, Any, Any]:
+    """Returns x, y and sample weights. A dataset of batches is x."""
+    return keras.utils.unpack_x_y_sample_weight(data) if isinstance(data, (tuple, list)) else (data, None, None)
+
+
+class _Rows(keras.utils.PyDataset):
+    """Batches of preprocessed rows. If they are shuffled, each epoch has another order."""
+
+    def __init__(self, base: keras.Model, data: Any, batch_size: int, shuffle: bool) -> None:
+        super().__init__()
+        self._base, self._data, self._batch_size, self._shuffle = base, data, batch_size, shuffle
+        self._order = np.arange(_count_rows(data))
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._batch_size)
+
+    def __getitem__(self, index: int) -> Any:
+        rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        batch = tree.map_structure(_strings_as_list, _take(self._data, rows))
+        return self._base.preprocess_samples(*batch)
+
+    def on_epoch_end(self) -> None:
+        if self._shuffle:
+            np.random.shuffle(self._order)  # noqa: NPY002, the generator that `keras.utils.set_random_seed` seeds
+
+
+def _as_arrays(data: Any) -> Any:
+    """Converts lists to arrays. Tuples and dicts are structures, as in `tf.data.Dataset.from_tensor_slices`."""
+    return tree.traverse(lambda value: np.array(value) if isinstance(value, list) else None, data)
+
+
+def _strings_as_list(array: Any) -> Any:
+    """Converts arrays of strings to lists, because some tokenizers accept only lists."""
+    return array.tolist() if isinstance(array, np.ndarray) and array.dtype.kind in "OSU" else array
+
+
+def _count_rows(data: Any) -> int:
+    return next(len(leaf) for leaf in tree.flatten(data) if leaf is not None)
+
+
+def _take(data: Any, rows: Any) -> Any:
+    return tree.map_structure(lambda leaf: None if leaf is None else leaf[rows], data)

@@ -1,0 +1,125 @@
+"""The settings of the R-Drop paper on its 18 data sets, with one recipe per direction of translation and all sources.
+
+    python -m keras_rdrop.recipes
+
+The sources are the paper (Liang et al., 2021, https://arxiv.org/abs/2106.14448), the scripts of the official repository
+(https://github.com/dropreg/R-Drop) and its issues, in which users quote the paper. A setting that no source states is
+`None`. `alpha` is in the units of the paper, which are those of `RDropModel`. `convert_alpha` converts the alpha of
+another codebase.
+"""
+
+import dataclasses
+import importlib.resources
+import tomllib
+from collections.abc import Mapping
+
+_DATA = tomllib.loads(importlib.resources.files(__name__).joinpath("recipes.toml").read_text("utf-8"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings of the paper on one data set.
+
+    Attributes:
+        task: The family: `"translation"`, `"summarization"`, `"text_classification"`, `"language_modeling"` or
+            `"image_classification"`.
+        tfds: The name of the data set in `tensorflow_datasets`, or `None` if it is not there.
+        model: The model that was measured.
+        alpha: Weight of the divergence. A tuple holds the values that the paper chose from.
+        dropout: Dropout rate.
+        optimizer: Name of the class in `keras.optimizers`.
+        optimizer_arguments: Its arguments, without the learning rate.
+        learning_rate: Peak of the schedule.
+        schedule: Shape of the learning rate after a linear warm-up: `"inverse_sqrt"`, `"linear"` or `"cosine"`.
+        warmup_steps: Steps of the warm-up.
+        batch_size: Rows per step.
+        batch_tokens: Tokens per step, over all devices and accumulated batches, for data that is batched by tokens.
+        steps: Steps of the optimizer.
+        label_smoothing: Label smoothing of the targets.
+        metric: Names of the metrics.
+        baseline: Results without R-Drop, one per metric.
+        rdrop: Results with R-Drop, one per metric.
+        sources: The source of each number, by the name of the attribute.
+        note: Further remarks.
+    """
+
+    task: str
+    tfds: str | None = None
+    model: str
+    alpha: float | tuple[float, ...] | None = None
+    dropout: float | None = None
+    optimizer: str | None = None
+    optimizer_arguments: Mapping[str, float] | None = None
+    learning_rate: float | None = None
+    schedule: str | None = None
+    warmup_steps: int | None = None
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+    steps: int | None = None
+    label_smoothing: float | None = None
+    metric: tuple[str, ...]
+    baseline: tuple[float, ...] | None = None
+    rdrop: tuple[float, ...] | None = None
+    sources: Mapping[str, str]
+    note: str = ""
+
+
+def _recipe(shared: str | None = None, sources: Mapping[str, list[str]] | None = None, **values: object) -> Recipe:
+    defaults = _DATA["shared"][shared] if shared else {}
+    by_source = [*defaults.get("sources", {}).items(), *(sources or {}).items()]
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in {**defaults, **values}.items()}
+    values["sources"] = {attribute: source for source, attributes in by_source for attribute in attributes}
+    return Recipe(**values)  # type: ignore[arg-type]  # the tests check the types
+
+
+RECIPES: Mapping[str, Recipe] = {name: _recipe(**entry) for name, entry in _DATA["recipes"].items()}
+
+
+def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, classes: int | None = None) -> float:
+    """Converts the alpha of another codebase to the units of the paper and of `RDropModel`.
+
+    Codebases differ in what they sum, average and halve, so the same number means different things:
+
+    | `source` | code (its alpha) | factor |
+    |---|---|---|
+    | `"fairseq"` | official fairseq translation, summarization and language modelling | 1 |
+    | `"official-bert"` | official BERT fork (0.5) | `batch_size` |
+    | `"official-roberta"` | official RoBERTa fork (0.7), which counts half of one cross-entropy | `4 * batch_size` |
+    | `"official-vit"` | official ViT fork, `batch_size` of a micro-batch | `2 * batch_size` |
+    | `"official-readme"` | formula in the official README: sum of the KL, mean of the loss | `2 * batch_size` |
+    | `"bojone"` | bojone/r-drop (4) | 1 |
+    | `"bert4torch"` | bert4torch (4), which averages the KL over the classes | `1 / classes` |
+
+    Args:
+        alpha: The alpha of the other codebase.
+        source: One of the names above.
+        batch_size: Rows per batch, where the code sums the divergence over them.
+        classes: Number of classes, for `"bert4torch"`.
+
+    Returns:
+        The float for `RDropModel(alpha=...)`.
+
+    Raises:
+        ValueError: If `source` is unknown, or if an argument that it needs is missing.
+
+    Example:
+
+    >>> keras_rdrop.convert_alpha(0.5, "official-bert", batch_size=32)
+    16.0
+    """
+    units = _DATA["alpha_units"]
+    if source not in units:
+        raise ValueError(f"Expected `source` to be one of {list(units)}. Received: source={source!r}")
+    unit, sizes = units[source], {"batch_size": batch_size, "classes": classes}
+
+    def size_of(name: str | None) -> int:
+        if name is None:
+            return 1
+        value = sizes[name]
+        if value is None or value < 1:
+            raise ValueError(
+                f"Expected `{name}` to be a positive integer for source={source!r}. Received: {name}={value!r}"
+            )
+        return value
+
+    return float(alpha * unit["factor"] * size_of(unit.get("times")) / size_of(unit.get("divided_by")))

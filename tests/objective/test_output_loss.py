@@ -1,0 +1,106 @@
+"""The loss that stands in for a compiled loss: outside of training, with unlabelled rows, and with CTC."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+from known_noise import KnownNoise, train
+
+from keras_rdrop import RDropModel
+from keras_rdrop._objective.pairing import output_losses
+from keras_rdrop._passes.layout import Passes
+from keras_rdrop._passes.step import RunningStep, Step
+
+L = keras.losses
+
+
+def test_outside_of_training_it_is_the_loss_itself(rng):
+    running = RunningStep()
+    loss = L.SparseCategoricalCrossentropy(from_logits=True)
+    output_loss = output_losses(loss, "auto", None, running)
+    y, z, weights = rng.integers(0, 5, 4), rng.normal(size=(4, 5)), rng.uniform(size=4)
+    assert float(output_loss(y, z, weights)) == float(loss(y, z, weights))
+    assert (output_loss.name, output_loss.reduction, output_loss.dtype) == (loss.name, loss.reduction, loss.dtype)
+
+
+def test_a_step_collects_the_weighted_divergence(rng):
+    running = RunningStep()
+    output_loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), "auto", 0.5, running)
+    y, z = np.repeat(rng.integers(0, 5, 4), 2), rng.normal(size=(8, 5)).astype("float32")
+    step = Step(alpha=1.0, passes=Passes(2))
+    with running.run(step):
+        loss = output_loss(keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(z))
+    (divergence,) = step.divergences
+    np.testing.assert_allclose(float(divergence), 0.5 * reference.symmetric_kl(z[::2], z[1::2]).mean(), rtol=1e-5)
+    expected = -np.take_along_axis(reference.log_softmax(z), y[:, None], -1).mean()
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", ["", "weighted", "weights in a column"])
+@pytest.mark.parametrize(
+    "targets", ["sparse", "sparse column", "one-hot", "sequence", "one-hot sequence", "regression"]
+)
+def test_unlabelled_rows_count_in_the_divergence_only(targets, weighted, rng):
+    shape = (4, 3) if "sequence" in targets else (4,)
+    width = 1 if targets == "regression" else 5
+    x, noise = rng.normal(size=(*shape, width)), rng.uniform(size=(8, *shape[1:], width))
+    labels = rng.integers(0, 5, shape)
+    labelled = rng.uniform(size=shape) < 0.5
+    weights = rng.uniform(0.5, 2, shape) if weighted else None
+    y = np.where(labelled, labels, -1)
+    one_hot = targets.startswith("one-hot")
+    if one_hot:
+        y = np.where(labelled[..., None], np.eye(5)[labels], -1)
+    if targets == "sparse column":
+        y = y[:, None]
+    sparse = L.SparseCategoricalCrossentropy(from_logits=True)
+    loss = L.CategoricalCrossentropy(from_logits=True) if one_hot else "mse" if targets == "regression" else sparse
+    given = weights[..., None] if weighted == "weights in a column" else weights
+    logs = train(loss, x, y, noise, sample_weight=given, unlabelled=-1)
+    factors = np.ones(shape) if weights is None else weights
+    if targets == "regression":
+        divergences = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2])
+        losses = np.mean([np.square(x * noise[i::2] - labels[:, None])[:, 0] for i in (0, 1)], axis=0)
+    else:
+        passes = [x * noise[0::2], x * noise[1::2]]
+        divergences = reference.symmetric_kl(*passes)
+        losses = np.mean([-np.take_along_axis(reference.log_softmax(z), labels[..., None], -1) for z in passes], 0)
+        losses = losses[..., 0]
+    np.testing.assert_allclose(logs["divergence"], np.mean(factors * divergences), rtol=1e-4)
+    expected = np.mean(factors * labelled * losses) + np.mean(factors * divergences) / 2
+    np.testing.assert_allclose(logs["loss"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ctc_leaves_out_masked_frames(masked, weighted, rng):
+    """Compares with PyTorch's CTC, which takes the lengths, and with the reference per sequence."""
+    import torch
+
+    frames, classes = 10, 5
+    lengths = np.array([10, 7, 5, 8]) if masked else np.full(4, frames)
+    x = rng.normal(size=(4, frames, classes)).astype("float32") * (np.arange(frames) < lengths[:, None])[..., None]
+    y = rng.integers(1, classes, (4, 3))
+    weight = rng.uniform(size=4).astype("float32") if weighted else None
+    noise = rng.uniform(0.5, 1.5, size=(8, frames, classes)).astype("float32")
+
+    inputs = keras.Input(x.shape[1:])
+    outputs = KnownNoise(noise)(keras.layers.Masking()(inputs) if masked else inputs)
+    model = RDropModel(keras.Model(inputs, outputs), alpha=0.2)
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.CTC())
+    logs = model.train_on_batch(x, y, weight, return_dict=True)
+
+    logits = x[:, None] * noise.reshape(4, 2, frames, classes)
+    ctc = [
+        torch.nn.functional.ctc_loss(
+            torch.log_softmax(torch.tensor(logits[:, i]), -1).swapaxes(0, 1),
+            torch.tensor(y), torch.tensor(lengths), torch.full((4,), 3), reduction="none",
+        ).numpy()
+        for i in range(2)
+    ]  # fmt: skip
+    frame_divergences = reference.symmetric_kl(logits[:, 0], logits[:, 1])
+    divergence = np.array([np.sum(frame_divergences[row, :length]) for row, length in enumerate(lengths)])
+    weight = 1.0 if weight is None else weight
+    np.testing.assert_allclose(logs["divergence"], np.mean(divergence * weight), rtol=1e-5)
+    total = np.mean(np.mean(ctc, axis=0) * weight) + 0.2 / 2 * np.mean(divergence * weight)
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)

@@ -1,0 +1,213 @@
+"""The loss and the divergence of one output, compared with the NumPy reference; both ways to compute them agree."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from known_noise import KnownNoise, train
+from support.straightforward import UnfusedSymmetricKL
+
+from keras_rdrop import RDropModel
+from keras_rdrop._objective import terms
+from keras_rdrop._objective.pairing import output_losses
+from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
+from keras_rdrop._passes.layout import Passes
+from keras_rdrop._passes.step import RunningStep, Step
+from keras_rdrop.divergences import MeanSquaredDifference, SymmetricKL
+
+L = keras.losses
+
+
+class Masked(keras.layers.Layer):
+    """Gives its input a Keras mask."""
+
+    def __init__(self):
+        super().__init__(autocast=False)
+        self.supports_masking = True
+
+    def call(self, inputs, mask=None):
+        return inputs
+
+
+MASKED = Masked()
+
+
+def test_ignored_classes_are_left_out(rng):
+    x, noise = rng.normal(size=(3, 4, 5)), rng.uniform(size=(6, 4, 5))
+    y = rng.integers(0, 5, (3, 4))
+    weights = rng.uniform(0.5, 2, size=(3, 4))
+    logs = train(L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2), x, y, noise, sample_weight=weights)
+    kept = y != 2
+    assert 0 < kept.sum() < kept.size
+    total, divergence = reference.rdrop_loss([x * noise[0::2], x * noise[1::2]], y, 1.0, weights, kept)
+    np.testing.assert_allclose(logs["divergence"], divergence, rtol=1e-5)
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
+
+
+def test_mean_with_sample_weight_normalizes_the_divergence_too(rng):
+    x, noise = rng.normal(size=(6, 5)), rng.uniform(size=(12, 5))
+    y, weights = rng.integers(0, 5, 6), rng.uniform(0.5, 2, 6)
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
+    logs = train(loss, x, y, noise, sample_weight=weights)
+    elements = reference.symmetric_kl(x * noise[0::2], x * noise[1::2])
+    np.testing.assert_allclose(logs["divergence"], np.average(elements, weights=weights), rtol=1e-5)
+
+
+def test_any_keras_loss_is_a_divergence(rng):
+    """An asymmetric loss is averaged over both orders."""
+    x, noise = rng.normal(size=(4, 3)), rng.uniform(0.1, 1, size=(12, 3))
+
+    class Difference(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return keras.ops.mean(y_true * keras.ops.square(y_pred), axis=-1)
+
+    logs = train("mse", x, np.zeros((4, 3)), noise, divergence=Difference(), passes=3)
+    passes = [x * noise[i::3] for i in range(3)]
+    expected = reference.over_pairs(lambda p, q: np.mean(p * q**2, axis=-1), passes)
+    np.testing.assert_allclose(logs["divergence"], expected.mean(), rtol=1e-4)
+
+
+def test_ignored_classes_do_not_bring_half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+        y, z = keras.ops.convert_to_tensor([0, 0, 1, 1]), keras.ops.ones((4, 3), "float16")
+        _, divergence = SeparateTerms(loss, SymmetricKL(from_logits=True))(
+            Step(alpha=1.0, passes=Passes(2)), OutputBatch(y, y, z, None, None)
+        )
+        assert keras.backend.standardize_dtype(divergence.dtype) == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_predictions_with_one_number_per_row(rng):
+    x, noise = rng.normal(size=4), rng.uniform(size=8)
+    logs = train("mse", x, np.zeros(4), noise)
+    np.testing.assert_allclose(logs["divergence"], np.mean(np.square(x * noise[0::2] - x * noise[1::2])), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["sparse", "sparse, ignore_class", "one-hot, label smoothing"])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
+def test_joint_terms_equal_separate_terms(loss, reduction, rng, monkeypatch):
+    x, noise = rng.normal(size=(3, 4, 5)), rng.uniform(size=(6, 4, 5))
+    x[:, 3] = 0  # masked
+    y = rng.integers(0, 5, (3, 4))
+    weights = rng.uniform(0.5, 2, size=(3, 4))
+    if loss == "one-hot, label smoothing":
+        y = np.eye(5)[y]
+        keras_loss = L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, reduction=reduction)
+    else:
+        ignored = 2 if "ignore_class" in loss else None
+        keras_loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored, reduction=reduction)
+
+    inputs = keras.Input(x.shape[1:])
+    base = keras.Model(inputs, KnownNoise(noise)(keras.layers.Masking()(inputs)))
+    logs, calls = [], []
+    kernel = terms.cross_entropy_and_symmetric_kl
+    monkeypatch.setattr(terms, "cross_entropy_and_symmetric_kl", lambda *args: calls.append(1) or kernel(*args))
+    for divergence in (SymmetricKL, UnfusedSymmetricKL):
+        model = RDropModel(base, alpha=2.0, divergence=divergence(from_logits=True, reduction=reduction))
+        model.compile(keras.optimizers.SGD(0.0), keras_loss)
+        logs.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True))
+        assert len(calls) > 0
+        kernel_calls = calls.copy()
+    assert calls == kernel_calls
+    np.testing.assert_allclose(logs[0]["divergence"], logs[1]["divergence"], rtol=1e-5)
+    np.testing.assert_allclose(logs[0]["loss"], logs[1]["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "divergence", "joint"),
+    [
+        (L.SparseCategoricalCrossentropy(from_logits=True), "auto", True),
+        (L.CategoricalCrossentropy(from_logits=True), SymmetricKL(from_logits=True), True),
+        (L.SparseCategoricalCrossentropy(), "auto", False),
+        (L.CategoricalCrossentropy(from_logits=True, axis=1), "auto", False),
+        (L.SparseCategoricalCrossentropy(from_logits=True), None, False),
+        (L.SparseCategoricalCrossentropy(from_logits=True), MeanSquaredDifference(), False),
+        (L.CategoricalFocalCrossentropy(from_logits=True), "auto", False),
+    ],
+)
+def test_pairs_that_the_kernel_supports(loss, divergence, joint):
+    assert isinstance(output_losses(loss, divergence, None, RunningStep()).terms, JointTerms) is joint
+
+
+@pytest.mark.parametrize(
+    ("loss", "y_true", "y_pred", "supported"),
+    [
+        (L.SparseCategoricalCrossentropy(from_logits=True), (4,), (4, 5), True),
+        (L.SparseCategoricalCrossentropy(from_logits=True), (4, 1), (4, 5), True),
+        (L.SparseCategoricalCrossentropy(from_logits=True), (4, 3), (4, 3, 5), True),
+        (L.SparseCategoricalCrossentropy(from_logits=True), (4, 5), (4, 5), False),
+        (L.SparseCategoricalCrossentropy(from_logits=True), (5,), (5,), False),
+        (L.CategoricalCrossentropy(from_logits=True), (4, 5), (4, 5), True),
+        (L.CategoricalCrossentropy(from_logits=True), (4, 1), (4, 5), False),
+    ],
+)
+def test_shapes_that_the_kernel_supports(loss, y_true, y_pred, supported):
+    joint = JointTerms(loss, SymmetricKL(from_logits=True))
+    assert joint.supports_shapes(np.zeros(y_true), np.zeros(y_pred)) is supported
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 5),
+    positions=st.none() | st.integers(1, 4),
+    classes=st.integers(2, 6),
+    passes=st.integers(2, 4),
+    alpha=st.floats(0, 10),
+    scale=st.sampled_from([1e-2, 1.0, 10.0]),
+    weighted=st.booleans(),
+    masked=st.booleans(),
+    ignored=st.booleans(),
+    reduction=st.sampled_from(["sum_over_batch_size", "sum", "mean_with_sample_weight"]),
+)
+def test_objective_equals_the_reference(
+    seed, rows, positions, classes, passes, alpha, scale, weighted, masked, ignored, reduction
+):
+    rng = np.random.default_rng(seed)
+    shape = (rows,) if positions is None else (rows, positions)
+    logits = (scale * rng.normal(size=(passes, *shape, classes))).astype("float32")
+    labels = rng.integers(0, classes, shape)
+    weights = rng.uniform(0.1, 2, size=shape) if weighted else None
+    mask = rng.uniform(size=shape) < 0.7 if masked else np.ones(shape, bool)
+
+    def widened(array):
+        return np.repeat(array, passes, axis=0)
+
+    y_pred = keras.ops.convert_to_tensor(np.stack(logits, axis=1).reshape(-1, *logits.shape[2:]))
+    if masked:
+        y_pred = MASKED(y_pred, mask=keras.ops.convert_to_tensor(widened(mask)))
+    running, step = RunningStep(), Step(alpha=1.0, passes=Passes(passes))
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=0 if ignored else None, reduction=reduction
+    )
+    objective = output_losses(loss, "auto", None, running)
+    with running.run(step):
+        sample_weight = None if weights is None else keras.ops.convert_to_tensor(widened(weights), dtype="float32")
+        task = float(objective(widened(labels), y_pred, sample_weight))
+        divergence = float(step.divergences[0])
+
+    kept = mask & (labels != 0) if ignored else mask
+    elements = reference.symmetric_kl(*logits)
+    cross_entropy = np.mean(
+        [-np.take_along_axis(reference.log_softmax(z), labels[..., None], -1)[..., 0] for z in logits], axis=0
+    )
+    factors = kept * (1.0 if weights is None else weights)
+    count = {
+        "sum": 1.0,
+        "sum_over_batch_size": kept.sum(),
+        "mean_with_sample_weight": factors.sum(),
+    }[reduction]
+    expected, expected_divergence = (
+        np.sum(factors * values) / count if count else 0.0 for values in (cross_entropy, elements)
+    )
+    np.testing.assert_allclose(task, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(divergence, expected_divergence, rtol=2e-4, atol=1e-6)
+    assert divergence >= 0
+    total, expected_total = (a + alpha / 2 * b for a, b in ((task, divergence), (expected, expected_divergence)))
+    np.testing.assert_allclose(total, expected_total, rtol=2e-4, atol=1e-5)

@@ -1,0 +1,95 @@
+"""The layout of the widened batch, compared with lists of rows."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_rdrop._passes.layout import Passes
+
+
+def as_numpy(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 7])
+@pytest.mark.parametrize("fraction", [1e-5, 0.01, 0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("count", [2, 3])
+def test_widen_repeats_the_first_rows(count, fraction, number, rng):
+    array = rng.normal(size=(number, 2, 3)).astype("float32")
+    repeated = math.ceil(fraction * number)
+    expected = [array[row] for row in range(number) for _ in range(count if row < repeated else 1)]
+    found = Passes(count, fraction).widen(ops.convert_to_tensor(array))
+    np.testing.assert_array_equal(as_numpy(found), expected)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("count", [2, 3])
+def test_complete_repeats_the_remaining_rows(count, fraction, rng):
+    array = ops.convert_to_tensor(rng.normal(size=(7, 3)).astype("float32"))
+    passes = Passes(count, fraction)
+    found = passes.complete(passes.widen(array), 7)
+    np.testing.assert_array_equal(as_numpy(found), np.repeat(as_numpy(array), count, axis=0))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_group_is_the_inverse_of_spread(count, rng):
+    array = rng.normal(size=(4, 2)).astype("float32")
+    groups = as_numpy(Passes(count).group(Passes(count).spread(ops.convert_to_tensor(array))))
+    assert groups.shape == (4, count, 2)
+    for index in range(count):
+        np.testing.assert_array_equal(groups[:, index], array)
+
+
+def test_group_keeps_the_order_of_rows_and_passes():
+    groups = as_numpy(Passes(3).group(ops.arange(6)))
+    np.testing.assert_array_equal(groups, [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("sum", 2.0), ("sum_over_batch_size", 6.0), (None, 6.0)])
+def test_mean_over_the_passes(reduction, expected):
+    assert Passes(3).mean(6.0, reduction) == expected
+
+
+@pytest.mark.parametrize("hundredths", range(1, 101))
+def test_no_rounding_error_adds_a_row(hundredths):
+    assert Passes(2, hundredths / 100).repeated_rows(100) == hundredths
+
+
+def test_divergence_scale():
+    assert Passes(2).divergence_scale(None) == 1.0
+    assert float(Passes(2, 0.3).divergence_scale(10)) == pytest.approx(10 / 3)
+
+
+def test_scalars_and_none_are_returned_unchanged():
+    number = ops.convert_to_tensor(1.0)
+    for fraction in (0.5, 1.0):
+        passes = Passes(2, fraction)
+        assert passes.widen(None) is passes.spread(None) is None
+        assert passes.widen(number) is passes.spread(number) is number
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="ragged tensors are TensorFlow's")
+def test_ragged_rows():
+    import tensorflow as tf
+
+    ragged = tf.ragged.constant([[1, 2], [], [3]])
+    assert Passes(2).widen(ragged).to_list() == [[1, 2], [1, 2], [], [], [3], [3]]
+    with pytest.raises(ValueError, match="Expected dense data, because `fraction` is below 1"):
+        Passes(2, 0.5).widen(ragged)
+
+
+def test_a_fraction_of_data_that_cannot_be_sliced():
+    class Sparse:
+        shape = (4, 3)
+
+    with pytest.raises(ValueError, match="Expected dense data, because `fraction` is below 1. .* fraction=0.5"):
+        Passes(2, 0.5).widen(Sparse())
+
+
+def test_a_layout_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Passes(2).count = 3

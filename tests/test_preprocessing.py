@@ -1,0 +1,91 @@
+"""Training on raw data, with a base that preprocesses its inputs, compared with preprocessing them first."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+
+from keras_rdrop import RDropModel
+
+WORDS = {"good": [1.0, 0.0], "bad": [0.0, 1.0], "film": [1.0, 1.0]}
+TEXTS = ["good", "bad", "film", "good", "bad", "film"]
+LABELS = np.array([1, 0, 2, 1, 0, 2])
+
+
+class Classifier(keras.Sequential):
+    """Takes words. Like a KerasHub task, it preprocesses the rows of each batch."""
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        self.batches.append(list(x))
+        return keras.utils.pack_x_y_sample_weight(encode(x), y, sample_weight)
+
+
+def encode(words):
+    return np.array([WORDS[str(word)] for word in words], "float32")
+
+
+@pytest.fixture
+def model():
+    base = Classifier([keras.Input((2,)), keras.layers.Dropout(0.0), keras.layers.Dense(3)])
+    base.batches = []
+    model = RDropModel(base)
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:No layer of base")
+class TestRawData:
+    @pytest.mark.parametrize("texts", [TEXTS, np.array(TEXTS)])
+    def test_fit_trains_as_on_preprocessed_data(self, model, texts):
+        plain = RDropModel(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+        plain.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        plain.set_weights(model.get_weights()[: len(plain.get_weights())])
+        history = model.fit(texts, LABELS, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+        expected = plain.fit(encode(TEXTS), LABELS, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+        np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+        assert [len(batch) for batch in model.base.batches[-4:]] == [4, 2, 4, 2]
+
+    def test_the_validation_split_takes_the_last_rows(self, model):
+        model.fit(TEXTS, LABELS, batch_size=3, validation_split=0.5, shuffle=False, verbose=0)
+        assert model.base.batches[-2:] == [TEXTS[:3], TEXTS[3:]]
+
+    def test_validation_data_is_preprocessed_once(self, model):
+        weights = np.array([1.0, 0, 0, 0, 0, 0])
+        history = model.fit(
+            TEXTS, LABELS, verbose=0, validation_data=(TEXTS, LABELS, weights), validation_batch_size=6
+        ).history
+        expected = model.evaluate(TEXTS, LABELS, sample_weight=weights, verbose=0)
+        assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5)
+
+    def test_a_callback_can_evaluate_raw_data(self, model):
+        losses = []
+        evaluate = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: losses.append(model.evaluate(TEXTS, LABELS, verbose=0))
+        )
+        history = model.fit(TEXTS, LABELS, validation_data=(TEXTS, LABELS), callbacks=[evaluate], verbose=0).history
+        assert losses == pytest.approx(history["val_loss"], rel=1e-5)
+
+    def test_batches(self, model):
+        loss = model.test_on_batch(TEXTS, LABELS)
+        assert loss == pytest.approx(model.evaluate(TEXTS, LABELS, batch_size=6, verbose=0), rel=1e-5)
+        assert model.train_on_batch(TEXTS, LABELS)[0] == pytest.approx(loss, rel=1e-5)
+        assert model.test_on_batch(TEXTS, LABELS) < loss
+
+    def test_shuffling_draws_another_order_every_epoch(self, model):
+        model.fit(TEXTS, LABELS, batch_size=6, epochs=5, verbose=0)
+        orders = {tuple(batch) for batch in model.base.batches[-5:]}
+        assert len(orders) > 1
+        assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(TEXTS))}
+
+
+@pytest.mark.parametrize(
+    "name", ["fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch"]
+)
+def test_signatures_are_those_of_keras(name):
+    """Editors and `help()` show the arguments of Keras."""
+    found, expected = (inspect.signature(getattr(cls, name)) for cls in (RDropModel, keras.Model))
+    assert list(found.parameters) == list(expected.parameters)
+    for argument, parameter in expected.parameters.items():
+        assert found.parameters[argument].default == parameter.default, argument
+        assert found.parameters[argument].kind == parameter.kind, argument

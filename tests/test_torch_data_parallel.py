@@ -1,0 +1,44 @@
+"""`TorchDataParallel` in one process. `integration/test_distribution.py` trains in several."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_rdrop import RDropModel, TorchDataParallel
+
+ON_TORCH = keras.backend.backend() == "torch"
+
+
+@pytest.mark.skipif(ON_TORCH, reason="the class is for PyTorch")
+def test_another_backend():
+    with pytest.raises(RuntimeError, match=r"Expected the PyTorch backend\. Received: the backend"):
+        TorchDataParallel()
+
+
+@pytest.fixture
+def parallel(monkeypatch):
+    if not ON_TORCH:
+        pytest.skip("the class is for PyTorch")
+    import torch
+
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    yield TorchDataParallel()
+    torch.distributed.destroy_process_group()
+
+
+def test_one_process_trains_on_all_rows(parallel, rng):
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    np.testing.assert_array_equal(parallel.shard((x, y))[0], x)
+    assert parallel.shard((x, None))[1] is None
+    model = RDropModel(keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(3)]))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[parallel]).history
+    assert len(history["loss"]) == 2
+    assert all(divergence > 0 for divergence in history["divergence"])
+
+
+def test_a_process_takes_every_nth_row(parallel):
+    parallel.rank, parallel.processes = 1, 3
+    shard = parallel.shard({"x": np.arange(11)})
+    np.testing.assert_array_equal(shard["x"], [1, 4, 7])  # 11 // 3 rows in every process

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("rows", "table")
+pytest.register_assert_rewrite("rows", "support")
 
 
 @pytest.fixture(autouse=True)

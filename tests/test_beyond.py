@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings, strategies
 from hypothesis.extra.numpy import arrays
 from keras import ops
-from settings import own_divergences
+from support.scripts import import_from
+
+own_divergences = import_from("benchmarks", "settings").own_divergences
 
 LOGITS = arrays("float32", (3, 5), elements=strategies.floats(-10, 10, width=32))
 LARGEST = {

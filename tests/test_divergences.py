@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-import reference
+from support import reference
 
 from keras_rdrop import divergences
 

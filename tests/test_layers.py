@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-import reference
 from keras import layers, ops
+from support import reference
 
 from keras_rdrop import RDropModel
 from keras_rdrop.divergences import MeanSquaredDifference, SymmetricKL

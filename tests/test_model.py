@@ -5,8 +5,8 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import reference
-from known_noise import KnownNoise
+from support import reference
+from support.known_noise import KnownNoise
 
 from keras_rdrop import RDropModel, divergences
 

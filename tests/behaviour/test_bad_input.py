@@ -7,8 +7,8 @@ it too. Where Keras raises none, the last rows say what happens instead.
 import keras
 import numpy as np
 import pytest
-from bases import build, build_heads, dense_stack, rows_of
-from table import BACKEND, sparse_ce
+from support.bases import build, build_heads, dense_stack, rows_of
+from support.table import BACKEND, sparse_ce
 
 from keras_rdrop import RDropModel, divergences
 

@@ -7,9 +7,9 @@ times the divergence; and evaluation is the base's.
 """
 
 import pytest
-from bases import KINDS, Unsupported
 from rows import beyond, compiling, data, fitting, hub, inputs, inside, saving  # noqa: F401, they register the rows
-from table import BACKEND, ROWS
+from support.bases import KINDS, Unsupported
+from support.table import BACKEND, ROWS
 
 
 def cells():

@@ -1,10 +1,12 @@
 """CTC with rows of different lengths learns to read: the small task of `benchmarks/ctc.py`."""
 
-import ctc
 import keras
 import pytest
+from support.scripts import import_from
 
 from keras_rdrop import RDropModel
+
+ctc = import_from("benchmarks", "ctc")
 
 
 @pytest.mark.slow

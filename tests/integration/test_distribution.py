@@ -11,12 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from train_on_devices import CASES, MASKS
+from support.train_on_devices import CASES, MASKS
 
 from keras_rdrop.torch_data_parallel import TorchDataParallel
 
 BACKEND = keras.backend.backend()
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 # What a process trains: the quick tests take the first, and of the engines of a backend the first too.
 QUICK, SLOW = (CASES[0], MASKS), tuple(CASES[1:])
 ENGINES = [
@@ -46,7 +46,7 @@ def free_port():
 
 
 def start(script, argument, environment):
-    command = [sys.executable, str(HERE / script), argument]
+    command = [sys.executable, str(SUPPORT / script), argument]
     environment = {**os.environ, **environment}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -14,9 +14,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from common import beam_search, data, home_assistant, report, training
+from support.scripts import import_from
 
 from keras_rdrop import recipes
+
+beam_search, data, home_assistant, report, training = (
+    import_from("examples", f"common.{name}")
+    for name in ("beam_search", "data", "home_assistant", "report", "training")
+)
 
 SCRIPTS = ["translation", "summarization", "language_modeling", "text_classification", "image_classification"]
 PREPARED = [name for name, recipe in recipes.RECIPES.items() if recipe.tfds]

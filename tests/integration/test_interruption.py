@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common.training import Backup
-from train_and_resume import build
+from support.scripts import import_from
+from support.train_and_resume import build
 
-SCRIPT = Path(__file__).with_name("train_and_resume.py")
+Backup = import_from("examples", "common.training").Backup
+SCRIPT = Path(__file__).parents[1] / "support" / "train_and_resume.py"
 KILLS = 3
 
 

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from bases import build_task, rows_of
-from reference import rdrop_loss
-from tasks import causal_lm, text_classifier
+from support.bases import build_task, rows_of
+from support.reference import rdrop_loss
+from support.tasks import causal_lm, text_classifier
 
 from keras_rdrop import RDropModel
 

@@ -4,13 +4,13 @@ import dataclasses
 import itertools
 import json
 
-import evidence
 import keras
 import numpy as np
 import pytest
-import run
-import study
 from scipy import stats
+from support.scripts import import_from
+
+evidence, run, study = (import_from("benchmarks/quality", name) for name in ("evidence", "run", "study"))
 
 SETTING = study.SETTINGS[1]
 

@@ -10,7 +10,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-import tasks
+from support import tasks
 
 import keras_rdrop
 from keras_rdrop import RDropModel

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-import reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import reference
 
 from support.gradients import value_and_gradient
 from support.straightforward import cross_entropy_and_symmetric_kl as derived

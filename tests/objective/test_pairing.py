@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from known_noise import train
+from support.known_noise import train
 
 from keras_rdrop._objective.pairing import output_losses
 from keras_rdrop._objective.terms import SeparateTerms

@@ -2,13 +2,15 @@
 
 import keras
 import numpy as np
-from bases import CLASSES, build, dense_stack, rows_of
 from keras import layers, tree
-from settings import own_divergences
-from table import check, row, same_weights, sparse_ce
+from support.bases import CLASSES, build, dense_stack, rows_of
+from support.scripts import import_from
+from support.table import check, row, same_weights, sparse_ce
 
 from keras_rdrop import RDropModel
 from keras_rdrop.layers import RDrop
+
+own_divergences = import_from("benchmarks", "settings").own_divergences
 
 
 @row("Beyond the paper", "fraction: two passes over a part of the rows")

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from bases import CLASSES, Unsupported, build, dense_stack, rows_of
-from table import BACKEND, check, plain_keras, row, sparse_ce, trained
+from support.bases import CLASSES, Unsupported, build, dense_stack, rows_of
+from support.table import BACKEND, check, plain_keras, row, sparse_ce, trained
 
 from keras_rdrop import RDropModel
 

@@ -2,8 +2,8 @@
 
 import keras
 import numpy as np
-from bases import Unsupported, build, dense_stack, rows_of
-from table import BACKEND, plain_keras, row, sparse_ce, trained
+from support.bases import Unsupported, build, dense_stack, rows_of
+from support.table import BACKEND, plain_keras, row, sparse_ce, trained
 
 from keras_rdrop import RDropModel
 

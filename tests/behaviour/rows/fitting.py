@@ -5,8 +5,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from bases import build, rows_of
-from table import row, sparse_ce, trained
+from support.bases import build, rows_of
+from support.table import row, sparse_ce, trained
 
 from keras_rdrop import RDropModel
 

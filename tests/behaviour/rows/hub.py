@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from table import row, sparse_ce
+from support.table import row, sparse_ce
 
 from keras_rdrop import RDropModel
 
@@ -27,7 +27,7 @@ def trained_task(task, x, y=None, **options):
 
 @row("KerasHub", "BERT classifier on raw strings", kinds=["keras_hub"])
 def _(kind, rng):
-    import tasks
+    from support import tasks
 
     model = trained_task(tasks.text_classifier(), TEXTS, LABELS, metrics=["accuracy"])
     assert model.predict(TEXTS, verbose=0).shape == (6, 3)
@@ -35,7 +35,7 @@ def _(kind, rng):
 
 @row("KerasHub", "RoBERTa classifier on raw strings", kinds=["keras_hub"])
 def _(kind, rng):
-    import tasks
+    from support import tasks
 
     model = trained_task(tasks.roberta_classifier(), TEXTS, LABELS, metrics=["accuracy"])
     assert model.predict(TEXTS, verbose=0).shape == (6, 3)
@@ -43,7 +43,7 @@ def _(kind, rng):
 
 @row("KerasHub", "ViT classifier", kinds=["keras_hub"])
 def _(kind, rng):
-    import tasks
+    from support import tasks
 
     x = rng.uniform(size=(6, 8, 8, 3)).astype("float32")
     model = trained_task(tasks.image_classifier(dropout=0.1), x, LABELS, metrics=["accuracy"])
@@ -52,7 +52,7 @@ def _(kind, rng):
 
 @row("KerasHub", "ViT classifier with its default dropout of 0: a warning", kinds=["keras_hub"])
 def _(kind, rng):
-    import tasks
+    from support import tasks
 
     model = RDropModel(tasks.image_classifier(dropout=0.0))
     model.compile("sgd", sparse_ce())
@@ -63,7 +63,7 @@ def _(kind, rng):
 
 @row("KerasHub", "CausalLM, fit and generate", kinds=["keras_hub"])
 def _(kind, rng):
-    import tasks
+    from support import tasks
 
     model = trained_task(tasks.causal_lm(), TEXTS, weighted_metrics=["accuracy"])
     assert isinstance(model.base.generate("the", max_length=6), str)
@@ -71,7 +71,7 @@ def _(kind, rng):
 
 @row("KerasHub", "Seq2SeqLM, fit and generate", kinds=["keras_hub"])
 def _(kind, rng):
-    import tasks
+    from support import tasks
 
     data = {"encoder_text": np.array(TEXTS), "decoder_text": np.array(TEXTS[::-1])}
     model = trained_task(tasks.seq2seq_lm(), data, weighted_metrics=["accuracy"])
@@ -80,7 +80,7 @@ def _(kind, rng):
 
 @row("KerasHub", "LoRA leaves the backbone's weights", kinds=["keras_hub"])
 def _(kind, rng):
-    import tasks
+    from support import tasks
 
     task = tasks.causal_lm()
     task.backbone.enable_lora(2)
@@ -95,7 +95,7 @@ def _(kind, rng):
 @row("KerasHub", "the same objects through keras_nlp", kinds=["keras_hub"])
 def _(kind, rng):
     import keras_nlp
-    import tasks
+    from support import tasks
 
     model = trained_task(tasks.causal_lm(keras_nlp), TEXTS, weighted_metrics=["accuracy"])
     assert isinstance(model.base.generate("the", max_length=6), str)

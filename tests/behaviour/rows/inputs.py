@@ -2,8 +2,8 @@
 
 import keras
 import numpy as np
-from bases import CLASSES, Unsupported, build, build_heads, dense_stack, rows_of
-from table import check, row, sparse_ce
+from support.bases import CLASSES, Unsupported, build, build_heads, dense_stack, rows_of
+from support.table import check, row, sparse_ce
 
 from keras_rdrop import RDropModel, divergences
 

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from bases import CLASSES, build, dense_stack, rows_of
-from table import check, plain_keras, row, sparse_ce
+from support.bases import CLASSES, build, dense_stack, rows_of
+from support.table import check, plain_keras, row, sparse_ce
 
 from keras_rdrop import RDropModel
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from bases import CLASSES, build, dense_stack, rows_of
-from table import BACKEND, plain_keras, row, same_weights, sparse_ce, trained
+from support.bases import CLASSES, build, dense_stack, rows_of
+from support.table import BACKEND, plain_keras, row, same_weights, sparse_ce, trained
 
 from keras_rdrop import RDropModel
 
@@ -119,7 +119,7 @@ def _(kind, rng):
     model, x, y = trained(kind, rng)
     model.train_on_batch(x, y)
     load = f"""
-model = keras_rdrop.RDropModel(bases.build("{kind}"))
+model = keras_rdrop.RDropModel(support.bases.build("{kind}"))
 model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 model.load_weights(folder + "/model.weights.h5")
 """
@@ -127,7 +127,7 @@ model.load_weights(folder + "/model.weights.h5")
     for backend in {"tensorflow", "jax", "torch"} - {BACKEND}:
         with tempfile.TemporaryDirectory() as folder:
             model.save_weights(f"{folder}/model.weights.h5")
-            predictions = predict_elsewhere(folder, x, backend, "bases, keras_rdrop", load, then)
+            predictions = predict_elsewhere(folder, x, backend, "keras_rdrop, support.bases", load, then)
         np.testing.assert_allclose(predictions, model.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
 
 

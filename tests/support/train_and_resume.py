@@ -11,10 +11,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from common.training import Backup
 from keras import layers
 
 from keras_rdrop import RDropModel
+from support.scripts import import_from
+
+Backup = import_from("examples", "common.training").Backup
 
 ROWS, FEATURES, CLASSES, BATCH_SIZE, EPOCHS = 48, 8, 4, 8, 40
 STEPS = ROWS // BATCH_SIZE

@@ -5,9 +5,9 @@ import re
 
 import keras
 import numpy as np
-from bases import KINDS, Unsupported, build, rows_of
 
 from keras_rdrop import RDropModel
+from support.bases import KINDS, Unsupported, build, rows_of
 
 BACKEND = keras.backend.backend()
 ROWS = {}

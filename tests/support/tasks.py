@@ -1,7 +1,8 @@
 """Small KerasHub tasks, built from a config and a vocabulary of a few words."""
 
 import keras_hub
-from bases import CLASSES, build_task
+
+from support.bases import CLASSES, build_task
 
 models = keras_hub.models
 TRANSFORMER = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16, "max_sequence_length": 8}

@@ -1,0 +1,31 @@
+"""Imports the example and benchmark scripts, which belong to no package."""
+
+import importlib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def import_from(folder, name):
+    """Import a module from a folder of scripts.
+
+    The folder stays on `sys.path`, where Python puts it when it runs a script, so that scripts can import each other.
+
+    Args:
+        folder: The folder of the scripts, relative to the root of the repository.
+        name: The name by which these scripts import the module.
+
+    Returns:
+        The module.
+
+    Example:
+
+    ```python
+    study = import_from("benchmarks/quality", "study")
+    ```
+    """
+    path = str(ROOT / folder)
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    return importlib.import_module(name)

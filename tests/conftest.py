@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-# JAX compiles the same small functions again for every kind of base: it may keep them.
+# Every kind of base compiles the same small functions, so JAX keeps them in a cache on disk.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

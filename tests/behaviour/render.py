@@ -1,4 +1,4 @@
-"""Renders the behaviour table from what the tests of `make behaviour` reported.
+"""Renders the page of the behaviour table from the test reports of `make behaviour`.
 
 python tests/behaviour/render.py build/behaviour-*.xml > docs/behaviour.md
 """
@@ -13,25 +13,32 @@ KINDS = ["functional", "sequential", "subclassed", "nested", "keras_hub"]
 INTRODUCTION = """\
 # Behaviour
 
-Whatever Keras can train, `RDropModel` trains the same way. Each row ran for each kind of base on TensorFlow, JAX and
-PyTorch, in this order; this page is written by `make behaviour` from that run.
+`RDropModel` trains whatever Keras can train, in the same way. Each cell shows the results of one test on TensorFlow,
+JAX and PyTorch, in this order. `make behaviour` runs the tests and writes this page.
 
-✓ works · - not run, for the reason below the table · ✗ fails · ? did not run · an empty cell: the row is about
-other kinds of base
+✓ passes · ✗ fails · - not run, for a reason given below the table · ? no result · empty: the row does not apply to this
+kind of base
 """
-REASONS = "\nNot run, and why:\n"
+REASONS = "\nNot run, with the reason:\n"
 BAD_INPUT = """
 ## Bad input
 
-What happens on TensorFlow, JAX and PyTorch, in this order, or on all three. An error is ours, or Keras's own: plain
-Keras then raises it too. After every error the weights are as they were.
+The result on TensorFlow, JAX and PyTorch, in this order, or once if it is the same on all three. "ours" is an error of
+`keras_rdrop`; "Keras" is an error that plain Keras raises too. No error changes the weights.
 
-| argument: what is given | what happens |
+| argument: value | result |
 |---|---|"""
 
 
 def read(paths):
-    """Of every test: row, kind and backend to a mark, and to a reason; bad input and backend to what happens."""
+    """Read the test reports.
+
+    Args:
+        paths: JUnit XML files, one per backend.
+
+    Returns:
+        Three dicts: marks and reasons by row, kind and backend, and results of bad input by input and backend.
+    """
     marks, reasons, bad_input = {}, {}, {}
     for path in paths:
         for case in ElementTree.parse(path).iter("testcase"):
@@ -63,7 +70,7 @@ def render(marks, reasons, bad_input):
         where[reason].append(cell)
     for reason, cells in where.items():
         rows = "; ".join(dict.fromkeys(row for row, _, _ in cells))
-        lines.append(f"- {reason} ({_of(cells, 1, KINDS)}, on {_of(cells, 2, BACKENDS)}): {rows}")
+        lines.append(f"- {reason} ({_join(cells, 1, KINDS)}, on {_join(cells, 2, BACKENDS)}): {rows}")
     lines.append(BAD_INPUT)
     for given in dict.fromkeys(given for given, _ in bad_input):
         happens = [bad_input.get((given, backend), "?") for backend in BACKENDS]
@@ -71,8 +78,8 @@ def render(marks, reasons, bad_input):
     return "\n".join(lines)
 
 
-def _of(cells, index, known):
-    """The kinds or backends among cells, in the order of the table."""
+def _join(cells, index, known):
+    """Join the kinds or backends of the cells, in the order of the table."""
     return ", ".join(name for name in known if any(cell[index] == name for cell in cells))
 
 

@@ -1,13 +1,13 @@
-"""Bad input: what happens, on each backend, and that the weights are as they were.
+"""Bad input: every error leaves the weights unchanged.
 
-An error is either ours, and then says what was expected and what was received, or Keras's own: then plain Keras raises
-it too. Where Keras raises none, the last rows say what happens instead.
+An error is either ours or Keras's. Ours says what was expected and what was received. Keras's is raised by plain Keras
+too. The last tests pass bad input that Keras accepts, and check the result.
 """
 
 import keras
 import numpy as np
 import pytest
-from support.bases import build, build_heads, dense_stack, rows_of
+from support.bases import build, build_heads, dense_stack, example_data
 from support.table import BACKEND, sparse_ce
 
 from keras_rdrop import RDropModel, divergences
@@ -33,45 +33,55 @@ def two_outputs():
 
 
 def error(argument, given, function, loss=SCE, base=one_output, ours=None, **options):
-    """Registers what must raise: `ours` is matched by an error of ours, and without it the error is Keras's own."""
+    """Register bad input that must raise an error.
+
+    Args:
+        argument: The argument that is bad, as shown on the page.
+        given: The value, as shown on the page.
+        function: Trains the compiled model on the bad input. None if the error is raised before training.
+        loss: Passed to `compile`.
+        base: Function that builds the base.
+        ours: Pattern of our error message. None if the error is Keras's.
+        **options: `loss_weights` for `compile`, and arguments of `RDropModel`.
+    """
     ERRORS[f"{argument}: {given}"] = (function, loss, base, ours, options)
 
 
 TWO = {"loss": {"a": SCE, "b": "mse"}, "base": two_outputs}
 
-error("x", "rank 1 for rank 2", lambda m, x, y: fit(m, x[:, 0], y))
-error("x", "rank 3 for rank 2", lambda m, x, y: fit(m, x[:, None], y))
-error("x", "another width", lambda m, x, y: fit(m, x[:, :4], y))
+error("x", "rank 1 instead of rank 2", lambda m, x, y: fit(m, x[:, 0], y))
+error("x", "rank 3 instead of rank 2", lambda m, x, y: fit(m, x[:, None], y))
+error("x", "a different width", lambda m, x, y: fit(m, x[:, :4], y))
 error("x", "strings", lambda m, x, y: fit(m, np.array(["a"] * 8), y))
 error("x", "objects", lambda m, x, y: fit(m, np.array([[None] * 6] * 8), y))
 error("x", "fewer rows than y, fit", lambda m, x, y: fit(m, x[:7], y))
 error("x", "fewer rows than y, train_on_batch", lambda m, x, y: m.train_on_batch(x[:7], y))
-error("x", "two inputs for one", lambda m, x, y: fit(m, [x, x], y))
+error("x", "two inputs instead of one", lambda m, x, y: fit(m, [x, x], y))
 error("y", "missing, fit", lambda m, x, y: fit(m, x))
 error("y", "missing, train_on_batch", lambda m, x, y: m.train_on_batch(x))
-error("y", "rank 3 for rank 1", lambda m, x, y: fit(m, x, np.zeros((8, 2, 2), int)))
-error("y", "one-hot for integers", lambda m, x, y: fit(m, x, np.eye(3)[y]))
-error("y", "integers for one-hot", lambda m, x, y: fit(m, x, y), CCE(from_logits=True))
-error("y", "another width", lambda m, x, y: fit(m, x, np.zeros((8, 2))), "mse")
+error("y", "rank 3 instead of rank 1", lambda m, x, y: fit(m, x, np.zeros((8, 2, 2), int)))
+error("y", "one-hot instead of integers", lambda m, x, y: fit(m, x, np.eye(3)[y]))
+error("y", "integers instead of one-hot", lambda m, x, y: fit(m, x, y), CCE(from_logits=True))
+error("y", "a different width", lambda m, x, y: fit(m, x, np.zeros((8, 2))), "mse")
 error("y", "(B,) for predictions (B, 3)", lambda m, x, y: fit(m, x, np.zeros(8)), "mse")
 error("y", "strings", lambda m, x, y: fit(m, x, np.array(["a"] * 8)))
 error("y", "missing for one output", lambda m, x, y: fit(m, x, {"a": y}), **TWO)
-error("y", "for an output that is not there", lambda m, x, y: fit(m, x, {"a": y, "b": y, "c": y}), **TWO)
-error("y", "a list for a dict", lambda m, x, y: fit(m, x, [y]), **TWO)
-error("sample_weight", "(B, 2) for (B,)", lambda m, x, y: fit(m, x, y, sample_weight=np.ones((8, 2))))
+error("y", "for an unknown output", lambda m, x, y: fit(m, x, {"a": y, "b": y, "c": y}), **TWO)
+error("y", "a list instead of a dict", lambda m, x, y: fit(m, x, [y]), **TWO)
+error("sample_weight", "(B, 2) instead of (B,)", lambda m, x, y: fit(m, x, y, sample_weight=np.ones((8, 2))))
 error("sample_weight", "fewer rows than x", lambda m, x, y: m.train_on_batch(x, y, np.ones(5)))
 error(
     "loss",
-    "for an output that is not there",
+    "for an unknown output",
     lambda m, x, y: fit(m, x, {"a": y, "b": y}),
     {"a": SCE, "z": "mse"},
     two_outputs,
 )
 error("loss", "missing", None, None, ours="Expected `loss` in `compile")
-error("loss", "one that no divergence follows from", None, "hinge", ours="No divergence follows from the loss")
-error("loss_weights", "of another structure", None, **TWO, ours="Expected `loss_weights`", loss_weights=[1.0])
-error("divergence", "of another structure", None, **TWO, ours="Expected `divergence` to have", divergence=["auto"])
-error("divergence", "no divergence", None, ours="Expected `divergence` to be", divergence="kl")
+error("loss", "one without a default divergence", None, "hinge", ours="No divergence follows from the loss")
+error("loss_weights", "a different structure", None, **TWO, ours="Expected `loss_weights`", loss_weights=[1.0])
+error("divergence", "a different structure", None, **TWO, ours="Expected `divergence` to have", divergence=["auto"])
+error("divergence", "an unknown name", None, ours="Expected `divergence` to be", divergence="kl")
 error(
     "divergence",
     "symmetric_kl for one unit",
@@ -122,7 +132,7 @@ def weights_of(model):
 @pytest.mark.parametrize("name", ERRORS)
 def test_error(name, rng, record_property):
     function, loss, make_base, ours, options = ERRORS[name]
-    x, y = rows_of("functional", rng)
+    x, y = example_data("functional", rng)
     base = make_base()
     before = weights_of(base)
     loss_weights = options.pop("loss_weights", None)
@@ -144,7 +154,7 @@ def test_error(name, rng, record_property):
 
 
 def accepted(name, happens):
-    """Registers what Keras does not refuse: `happens` is what the page says of it."""
+    """Register bad input that Keras accepts. The page shows `happens` as the result."""
 
     def register(function):
         ACCEPTED[name] = (function, happens)
@@ -156,7 +166,7 @@ def accepted(name, happens):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted(name, rng, record_property):
     function, happens = ACCEPTED[name]
-    function(*rows_of("functional", rng))
+    function(*example_data("functional", rng))
     record_property("bad_input", f"{name}|{happens}|{BACKEND}")
 
 
@@ -167,11 +177,11 @@ def compiled(base=one_output, loss=SCE, **options):
 
 
 def without_activation():
-    """TensorFlow's fused activation makes 0 of NaN on some processors, in plain Keras as well."""
+    """On some processors, TensorFlow's fused activation turns NaN into 0, in plain Keras too."""
     return build("functional", lambda: dense_stack()[1:])
 
 
-def stops(x, y, loss=SCE, sample_weight=None):
+def assert_training_stops(x, y, loss=SCE, sample_weight=None):
     model = compiled(without_activation, loss)
     callbacks = [keras.callbacks.TerminateOnNaN()]
     history = model.fit(x, y, sample_weight=sample_weight, epochs=3, verbose=0, callbacks=callbacks)
@@ -179,7 +189,7 @@ def stops(x, y, loss=SCE, sample_weight=None):
     assert np.isnan(history.history["loss"][0])
 
 
-@accepted("x: no rows", "no step: Keras raises, and on TensorFlow returns an empty history")
+@accepted("x: no rows", "no step: an error of Keras, or on TensorFlow an empty history")
 def _(x, y):
     model = compiled()
     before = weights_of(model)
@@ -194,25 +204,25 @@ def _(x, y):
 
 @accepted("x: NaN", "loss is NaN; TerminateOnNaN stops")
 def _(x, y):
-    stops(np.full_like(x, np.nan), y)
+    assert_training_stops(np.full_like(x, np.nan), y)
 
 
 @accepted("y: NaN", "loss is NaN; TerminateOnNaN stops")
 def _(x, y):
-    stops(x, np.full((8, 3), np.nan), "mse")
+    assert_training_stops(x, np.full((8, 3), np.nan), "mse")
 
 
 @accepted("sample_weight: NaN", "loss is NaN; TerminateOnNaN stops")
 def _(x, y):
-    stops(x, y, sample_weight=np.full(8, np.nan))
+    assert_training_stops(x, y, sample_weight=np.full(8, np.nan))
 
 
-@accepted("x: integers for floats", "cast, as Keras does")
+@accepted("x: integers instead of floats", "cast, as in Keras")
 def _(x, y):
     assert np.isfinite(fit(compiled(), x.astype(int), y)["loss"][0])
 
 
-@accepted("y and sample_weight: one number for all rows", "that of every row, as in Keras")
+@accepted("y and sample_weight: one number for all rows", "used for every row, as in Keras")
 def _(x, y):
     logs = []
     for target, weight in ((np.float32(1), np.float32(2)), (np.ones((8, 3), "float32"), np.full(8, 2, "float32"))):

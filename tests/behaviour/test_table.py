@@ -1,13 +1,11 @@
-"""The behaviour table: whatever Keras can train, RDropModel trains the same way.
+"""The behaviour table: `RDropModel` trains whatever Keras can train, in the same way.
 
-The rows are in `rows/`, by topic. Every row runs for every kind of base; the functional one in the quick tests, the
-others in the slow ones. The oracle of most rows is plain Keras (`table.check`): with alpha = 0, training is plain
-training of the base on the batch with rows repeated, to the last weight; with alpha > 0 the loss grows by alpha / 2
-times the divergence; and evaluation is the base's.
+The modules of `rows/` register the rows. The quick tests run them with a functional base, the slow tests with the other
+kinds of base. Most rows use `support.table.check`, which compares training and evaluation with plain Keras.
 """
 
 import pytest
-from rows import beyond, compiling, data, fitting, hub, inputs, inside, saving  # noqa: F401, they register the rows
+from rows import beyond, compiling, data, fitting, hub, inputs, inside, saving  # noqa: F401, each registers its rows
 from support.bases import KINDS, Unsupported
 from support.table import BACKEND, ROWS
 

@@ -1,4 +1,4 @@
-"""CTC with rows of different lengths learns to read: the small task of `benchmarks/ctc.py`."""
+"""CTC learns from sequences of different lengths: the task of `benchmarks/ctc.py`, made smaller."""
 
 import keras
 import pytest

@@ -1,4 +1,4 @@
-"""The global batch trains on several devices, or in several processes, as on one. The devices are CPUs."""
+"""Training on several devices or in several processes equals training on one device. The devices are CPUs."""
 
 import functools
 import json
@@ -17,11 +17,11 @@ from keras_rdrop.torch_data_parallel import TorchDataParallel
 
 BACKEND = keras.backend.backend()
 SUPPORT = Path(__file__).parents[1] / "support"
-# What a process trains: the quick tests take the first, and of the engines of a backend the first too.
+# The cases that one process trains. The quick tests use the first group, with the first engine of the backend.
 QUICK, SLOW = (CASES[0], MASKS), tuple(CASES[1:])
 ENGINES = [
-    pytest.param(engine, id=", ".join(map(str, engine.values())), marks=[pytest.mark.slow] if later else [])
-    for later, engine in enumerate(
+    pytest.param(engine, id=", ".join(map(str, engine.values())), marks=[pytest.mark.slow] if index else [])
+    for index, engine in enumerate(
         {
             "jax": [
                 {"engine": "data_parallel", "devices": 8},
@@ -63,11 +63,11 @@ def with_devices(number):
 
 @functools.cache
 def trained(cases, engine, devices=1, processes=1):
-    """What every process printed: the history and the updates of the weights, by case."""
+    """Train, and return what each process printed: the history and the weight updates of each case."""
     port = free_port()
     settings = {"cases": cases, "engine": engine, "devices": devices, "processes": processes, "port": port}
     environment = with_devices(devices)
-    if BACKEND == "torch":  # what torchrun sets
+    if BACKEND == "torch":  # as torchrun sets them
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     running = [
         start(
@@ -82,20 +82,21 @@ def trained(cases, engine, devices=1, processes=1):
 
 @pytest.mark.parametrize("case", [QUICK[0], *[pytest.param(case, marks=pytest.mark.slow) for case in SLOW]])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_many_train_as_one(engine, case):
+def test_training_equals_training_on_one_device(engine, case):
     cases = QUICK if case in QUICK else SLOW
-    (expected,) = (of_process[case] for of_process in trained(cases, ENGINES[0].values[0]["engine"]))
+    (on_one_device,) = trained(cases, ENGINES[0].values[0]["engine"])
+    expected = on_one_device[case]
     assert min(expected["history"]["divergence"]) > 1e-2
-    for found in (of_process[case] for of_process in trained(cases, **engine)):
+    for found in (cases_of_process[case] for cases_of_process in trained(cases, **engine)):
         assert set(found["history"]) == set(expected["history"]) >= {"divergence", "loss"}
         for name, values in expected["history"].items():
             np.testing.assert_allclose(found["history"][name], values, rtol=1e-5, err_msg=name)
-        for update, of_one in zip(found["updates"], expected["updates"], strict=True):
-            np.testing.assert_allclose(update, of_one, rtol=1e-4, atol=1e-6)
+        for update, expected_update in zip(found["updates"], expected["updates"], strict=True):
+            np.testing.assert_allclose(update, expected_update, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_no_two_devices_draw_the_same_dropout_masks(engine):
+def test_devices_draw_different_dropout_masks(engine):
     for found in trained(QUICK, **engine):
         (masks,) = np.array(found[MASKS]["updates"])
         assert np.all(masks.any(axis=1))
@@ -103,17 +104,17 @@ def test_no_two_devices_draw_the_same_dropout_masks(engine):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "jax", reason="on the other backends only gradients and logs go between devices")
+@pytest.mark.skipif(BACKEND != "jax", reason="the other backends exchange only gradients and logs between devices")
 @pytest.mark.parametrize("engine", ["data_parallel", "model_parallel"])
-def test_the_step_moves_no_rows_that_plain_training_does_not_move(engine):
+def test_step_moves_no_more_rows_between_devices_than_plain_training(engine):
     for case, counted in result_of(start("count_collectives.py", engine, with_devices(8))).items():
         assert counted["plain"].pop("all-reduce") >= 1, case
-        counted["R-Drop"].pop("all-reduce")  # sums of gradients, losses and logs
+        counted["R-Drop"].pop("all-reduce")  # sums gradients, losses and logs
         for kind, number in counted["R-Drop"].items():
             assert number <= counted["plain"].get(kind, 0), (case, kind)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="the class is for PyTorch")
-def test_torch_data_parallel_on_another_backend():
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch is supported")
+def test_torch_data_parallel_requires_the_pytorch_backend():
     with pytest.raises(RuntimeError, match=r"Expected the PyTorch backend\. Received: the backend"):
         TorchDataParallel()

@@ -1,20 +1,17 @@
-"""KerasHub tasks: RDropModel takes what the task takes, raw strings included."""
+"""KerasHub tasks: `RDropModel` accepts the same inputs as the task, including raw strings."""
 
 import keras
 import numpy as np
 import pytest
-from support.bases import build_task, rows_of
+from support.bases import build_task, example_data
 from support.reference import rdrop_loss
+from support.table import sparse_ce
 from support.tasks import causal_lm, text_classifier
 
 from keras_rdrop import RDropModel
 
 TEXTS = ["a good film", "the bad movie", "good movie", "bad film", "the film", "a movie"]
 LABELS = np.array([1, 0, 1, 0, 2, 2])
-
-
-def sparse_ce(**kwargs):
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ def test_tf_data(model):
     assert np.isfinite(model.evaluate(data, verbose=0)[0])
 
 
-def test_rows_are_shuffled_every_epoch_unless_told_otherwise(model):
+def test_rows_are_shuffled_every_epoch_unless_shuffle_is_false(model):
     preprocess = model.base.preprocessor
     for shuffle in (False, True):
         seen = []
@@ -73,8 +70,8 @@ def test_rows_are_shuffled_every_epoch_unless_told_otherwise(model):
     model.base.preprocessor = preprocess
 
 
-def test_a_task_without_preprocessor_takes_the_data_as_any_model(monkeypatch, rng):
-    x, y = rows_of("keras_hub", rng)
+def test_task_without_preprocessor_accepts_preprocessed_data(monkeypatch, rng):
+    x, y = example_data("keras_hub", rng)
     task = build_task()
     monkeypatch.setattr(type(task), "preprocess_samples", lambda *args: pytest.fail("there is nothing to preprocess"))
     model = RDropModel(task)
@@ -99,7 +96,7 @@ def test_causal_lm_with_lora_generates_after_training():
     assert isinstance(task.generate("the", max_length=6), str)
 
 
-def test_a_prompt_of_weight_0_has_no_part_in_loss_and_divergence():
+def test_prompt_tokens_with_weight_0_are_left_out_of_loss_and_divergence():
     task = causal_lm()
     task.backbone.enable_lora(2)
     x, y, weights = task.preprocessor(["the the the", "the thee", "the h"])
@@ -107,7 +104,7 @@ def test_a_prompt_of_weight_0_has_no_part_in_loss_and_divergence():
     weights[:, :2] = 0.0
     model = RDropModel(keras.Model(task.input, task.output), alpha=2.0)
     model.compile(keras.optimizers.SGD(0.0), sparse_ce())
-    model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+    model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
     seeds = [(variable, keras.ops.copy(variable.value)) for variable in task.variables if "seed" in variable.path]
 
     keras.utils.set_random_seed(0)

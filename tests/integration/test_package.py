@@ -1,4 +1,4 @@
-"""The package as it is built, installed and imported."""
+"""The package: its imports, its wheel, its version and its public names."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ import keras_rdrop
 ROOT = Path(__file__).parents[2]
 
 
-def test_importing_imports_nothing_but_keras():
+def test_import_loads_only_keras():
     code = """
 import sys, keras
 before = set(sys.modules)

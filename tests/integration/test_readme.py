@@ -1,6 +1,7 @@
-"""Every Python block of the README and the documentation runs, in order, in one namespace a page.
+"""Every Python block of the README and the documentation runs.
 
-Those of a section that is named after a backend run on that backend.
+The blocks of a page run in order and share one namespace. Blocks in a section that is named after a backend run only on
+that backend.
 """
 
 import re
@@ -31,7 +32,7 @@ def python_blocks(page):
 
 @pytest.fixture
 def tiny_presets(monkeypatch):
-    """What a page names by its preset is a tiny model of the same kind."""
+    """Replaces the presets in the pages by tiny models of the same kind."""
     for task, build in (
         (keras_hub.models.TextClassifier, tasks.text_classifier),
         (keras_hub.models.CausalLM, tasks.causal_lm),
@@ -47,7 +48,7 @@ def tiny_presets(monkeypatch):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """What a page distributes over devices and processes has one of each."""
+    """Gives the pages that distribute training one device and one process."""
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     yield
@@ -64,7 +65,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_d
     monkeypatch.chdir(tmp_path)
     x = rng.normal(size=(64, 20)).astype("float32")
     namespace = {"x": x, "y": (x @ rng.normal(size=(20, 10))).argmax(axis=1), "np": np}
-    if page not in ("README.md", "docs/index.md"):  # which import what they use
+    if page not in ("README.md", "docs/index.md"):  # these pages define all other names
 
         def build_base():
             return keras.Sequential([keras.layers.Dropout(0.3), keras.layers.Dense(10)])
@@ -82,7 +83,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_d
         exec(compile(block, page, "exec"), namespace)
 
 
-def test_the_map_of_the_code_is_whole():
+def test_contributing_lists_every_module():
     files = {path.name for path in (ROOT / "keras_rdrop").glob("*.py")} - {"__init__.py"}
     assert files == set(
         re.findall(r"^\| `keras_rdrop/(\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)

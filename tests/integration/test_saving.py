@@ -1,4 +1,4 @@
-"""Saving, loading and going on: nothing of the wrapper, its compile state or its optimizer is lost."""
+"""Saving and loading keep the wrapper, the compile state and the optimizer, and training continues."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ def seeds(model):
 
 
 @pytest.mark.parametrize("build_base", BASES)
-def test_training_goes_on_as_if_never_stopped(build_base, batch, tmp_path):
+def test_training_continues_after_loading_as_if_uninterrupted(build_base, batch, tmp_path):
     model = compiled(build_base(), alpha=keras.optimizers.schedules.PolynomialDecay(2.0, 6, 0.0), passes=3)
     model.fit(*batch, epochs=2, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -71,9 +71,9 @@ def test_training_goes_on_as_if_never_stopped(build_base, batch, tmp_path):
     assert restored.alpha.get_config() == model.alpha.get_config()
     assert restored.loss.get_config() == model.loss.get_config()
     assert restored.evaluate(*batch, verbose=0) == model.evaluate(*batch, verbose=0)
-    # Keras does not save where its seed generators are.
-    for of_model, of_restored in zip(seeds(model), seeds(restored), strict=True):
-        of_restored.assign(np.array(of_model))
+    # Keras does not save the state of seed generators.
+    for seed, restored_seed in zip(seeds(model), seeds(restored), strict=True):
+        restored_seed.assign(np.array(seed))
     for m in (model, restored):
         m.reset_metrics()
     for _ in range(3):
@@ -93,7 +93,7 @@ def test_weights_file(build_base, batch, tmp_path):
     np.testing.assert_array_equal(other.predict(batch[0], verbose=0), model.predict(batch[0], verbose=0))
 
 
-def test_weights_are_those_of_the_base(batch):
+def test_model_has_the_weights_of_its_base(batch):
     base = functional()
     model = compiled(base)
     assert [id(v) for v in model.weights] == [id(v) for v in base.weights]
@@ -121,7 +121,7 @@ def test_config_round_trip(divergence):
         assert type(loaded) is type(original)
 
 
-def test_loads_in_a_process_that_only_imported_keras_rdrop(batch, tmp_path):
+def test_loads_in_a_process_that_imports_only_keras_rdrop(batch, tmp_path):
     model = compiled(functional())
     model.fit(*batch, verbose=0)
     model.save(tmp_path / "model.keras")

@@ -1,4 +1,4 @@
-"""The kinds of base that every row of the behaviour table is run with."""
+"""The kinds of base model that the rows of the behaviour table run with."""
 
 import keras
 import numpy as np
@@ -8,12 +8,12 @@ CLASSES = 3
 
 
 class Unsupported(Exception):
-    """The cell is not run; the message says why: mostly, Keras itself has no such combination."""
+    """Raised to skip a cell of the table. The message is the reason, usually that Keras does not support it."""
 
 
 @keras.saving.register_keras_serializable("tests")
 class StackModel(keras.Model):
-    """A subclassed model that calls layers one after the other."""
+    """A subclassed model that calls its layers in sequence."""
 
     def __init__(self, stack, **kwargs):
         super().__init__(**kwargs)
@@ -34,7 +34,7 @@ class StackModel(keras.Model):
 
 @keras.saving.register_keras_serializable("tests")
 class HeadsModel(keras.Model):
-    """A subclassed model of several inputs, in any structure, and several outputs, in a list or a dict."""
+    """A subclassed model with inputs in any structure, and outputs in a list or a dict."""
 
     def __init__(self, outputs, **kwargs):
         super().__init__(**kwargs)
@@ -59,7 +59,7 @@ def dense_stack(units=CLASSES, dropout=None, activation=None):
 
 
 def build(kind, stack=dense_stack, shape=(6,), dtype=None, **input_options):
-    """A base of one input and one output, of the layers that `stack()` returns."""
+    """Build a base with one input and one output from the layers that `stack()` returns."""
     if kind == "keras_hub":
         if stack is not dense_stack:
             raise Unsupported("the network of a task is fixed")
@@ -80,7 +80,13 @@ def build(kind, stack=dense_stack, shape=(6,), dtype=None, **input_options):
 
 
 def build_heads(kind, inputs, outputs):
-    """A base of several inputs and outputs: `inputs` holds example arrays, `outputs` numbers of units."""
+    """Build a base with several inputs and outputs.
+
+    Args:
+        kind: One of `KINDS`.
+        inputs: Example arrays, in any structure.
+        outputs: The number of units of each output, in a list or a dict.
+    """
     if kind == "sequential":
         raise Unsupported("a Sequential model has one input and one output")
     if kind == "keras_hub":
@@ -110,8 +116,8 @@ def build_task(preprocessor=None):
     return keras_hub.models.BertTextClassifier(backbone, num_classes=CLASSES, preprocessor=preprocessor)
 
 
-def rows_of(kind, rng, rows=8):
-    """What the default network of a kind takes, and integer targets."""
+def example_data(kind, rng, rows=8):
+    """Return inputs for the default network of a kind, and integer targets."""
     targets = rng.integers(0, CLASSES, rows)
     if kind != "keras_hub":
         return rng.normal(size=(rows, 6)).astype("float32"), targets

@@ -1,6 +1,9 @@
-"""Counts what goes between devices in the compiled steps of R-Drop and of plain training: for test_distribution.py.
+"""Counts the transfers between devices in the compiled steps of R-Drop and of plain training.
 
-KERAS_BACKEND=jax XLA_FLAGS=--xla_force_host_platform_device_count=8 python count_collectives.py data_parallel
+    export KERAS_BACKEND=jax XLA_FLAGS=--xla_force_host_platform_device_count=8
+    python tests/support/count_collectives.py data_parallel
+
+Prints the counts of each kind of collective operation, by case. `tests/integration/test_distribution.py` runs it.
 """
 
 import collections
@@ -19,14 +22,14 @@ KINDS = {"all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce
 
 
 def count(model, x, y, weights):
-    model.train_on_batch(x, y, sample_weight=weights)  # builds everything
+    model.train_on_batch(x, y, sample_weight=weights)  # builds all variables
     variables = (
         model.trainable_variables,
         model.non_trainable_variables,
         model.optimizer.variables,
         model.metrics_variables,
     )
-    state = [[variable.value for variable in of_kind] for of_kind in variables]
+    state = [[variable.value for variable in group] for group in variables]
     layout = keras.distribution.distribution().get_data_layout
     data = tuple(keras.distribution.distribute_tensor(array, layout(array.shape)) for array in (x, y, weights))
     program = jax.jit(model.train_step).lower(state, data).compile().as_text()
@@ -34,7 +37,7 @@ def count(model, x, y, weights):
 
 
 def main():
-    head._MOST_ROWS_OF_A_CHUNK = 8  # fewer than there are: chunks of a large vocabulary are not filled up
+    head._MOST_ROWS_OF_A_CHUNK = 8  # fewer than the batch has, as with a large vocabulary: no chunk is padded
     train_on_devices.start(sys.argv[1], jax.device_count(), process=0, processes=1, port=0)
     counted = {}
     for case in train_on_devices.CASES:

@@ -1,4 +1,4 @@
-"""A layer whose noise is known, so that the reference can compute what training does."""
+"""A layer with known noise, so that the reference can compute the result of a training step."""
 
 import keras
 
@@ -6,13 +6,13 @@ from keras_rdrop import RDropModel
 
 
 class KnownNoise(keras.layers.Layer):
-    """Multiplies row i of a training batch by noise[i]: dropout whose masks the reference can see."""
+    """Multiplies row i of a training batch by `noise[i]`, like dropout with known masks."""
 
     def __init__(self, noise, **kwargs):
         super().__init__(**kwargs)
         self.noise = noise
         self.supports_masking = True
-        self.seed_generator = keras.random.SeedGenerator(0)  # what a layer that is random holds
+        self.seed_generator = keras.random.SeedGenerator(0)  # marks the layer as random
 
     def call(self, inputs, training=None):
         if not training:
@@ -21,7 +21,7 @@ class KnownNoise(keras.layers.Layer):
 
 
 def train(loss, x, y, noise, divergence="auto", passes=2, sample_weight=None, unlabelled=None):
-    """The logs of one step of a model that does nothing but multiply by known noise."""
+    """Train a model that only multiplies by known noise for one step, and return the logs."""
     inputs = keras.Input(x.shape[1:])
     base = keras.Model(inputs, KnownNoise(noise)(inputs))
     model = RDropModel(base, passes=passes, divergence=divergence, unlabelled=unlabelled)

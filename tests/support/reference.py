@@ -1,4 +1,4 @@
-"""The paper's formulas in NumPy and float64, written from the paper alone."""
+"""The paper's formulas in float64 NumPy, written independently of the package."""
 
 import itertools
 
@@ -11,12 +11,12 @@ def log_softmax(logits):
 
 
 def kl(log_p, log_q):
-    """KL(P || Q) in nats, of categorical distributions on the last axis."""
+    """KL(P || Q) in nats for categorical distributions on the last axis."""
     return np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def over_pairs(divergence, predictions):
-    """Mean of `divergence` over all ordered pairs: eq. 2 of the paper for two predictions."""
+    """Mean of `divergence` over all ordered pairs of predictions: for two predictions, eq. 2 of the paper."""
     return np.mean([divergence(p, q) for p, q in itertools.permutations(predictions, 2)], axis=0)
 
 
@@ -25,7 +25,7 @@ def symmetric_kl(*logits):
 
 
 def bernoulli_symmetric_kl(*logits):
-    # A Bernoulli distribution is a categorical one over {0, 1} with the logits 0 and z.
+    # A Bernoulli distribution is a categorical distribution over {0, 1} with logits 0 and z.
     pairs = [np.stack([np.zeros_like(z), z], axis=-1) for z in logits]
     return np.mean(symmetric_kl(*pairs), axis=-1)
 
@@ -35,12 +35,20 @@ def mean_squared_difference(*predictions):
 
 
 def rdrop_loss(passes, labels, alpha, sample_weight=1.0, mask=None):
-    """Half of eq. 4, for two passes: mean cross-entropy of the passes plus alpha / 2 times the symmetric KL.
+    """Half of eq. 4 for two passes: their mean cross-entropy plus alpha / 2 times the symmetric KL.
 
-    `passes` are logits (rows, ..., classes), one array a pass. Masked elements are left out of sums and counts,
-    weights scale elements without changing the count, as Keras does it.
+    As in Keras, masked elements are left out of the sums and of the count, and weights scale elements without changing
+    the count.
 
-    Returns the total, and the divergence alone.
+    Args:
+        passes: Logits of shape `(rows, ..., classes)`, one array per pass.
+        labels: Classes, of shape `(rows, ...)`.
+        alpha: Weight of the divergence.
+        sample_weight: Weights of the elements, in a shape that broadcasts to that of `labels`.
+        mask: 1 for elements that count and 0 for the others, in the shape of `labels`.
+
+    Returns:
+        The loss, and the divergence alone.
     """
     cross_entropy = [-np.take_along_axis(log_softmax(z), labels[..., None], axis=-1)[..., 0] for z in passes]
     mask = np.ones(labels.shape) if mask is None else mask
@@ -50,7 +58,7 @@ def rdrop_loss(passes, labels, alpha, sample_weight=1.0, mask=None):
 
 
 def numerical_gradient(function, value, step=1e-6):
-    """Central differences of a scalar function of one float64 array."""
+    """Gradient of a scalar function of one float64 array, by central differences."""
     gradient = np.zeros_like(value)
     for index in np.ndindex(value.shape):
         shift = np.zeros_like(value)

@@ -1,4 +1,4 @@
-"""What the rows of the behaviour table share: how a row is registered, and how training compares with plain Keras."""
+"""The behaviour table: registers its rows, and compares training with plain Keras."""
 
 import contextlib
 import re
@@ -7,20 +7,20 @@ import keras
 import numpy as np
 
 from keras_rdrop import RDropModel
-from support.bases import KINDS, Unsupported, build, rows_of
+from support.bases import KINDS, Unsupported, build, example_data
 
 BACKEND = keras.backend.backend()
 ROWS = {}
 
 
 def row(group, name, kinds=KINDS, slow=False):
-    """Registers a row of the table: a function of the kind of base and a random generator.
+    """Register a row of the table: a function of the kind of base and a random generator.
 
     Args:
-        group: What the row is about.
-        name: What is shown.
-        kinds: The kinds of base it runs with, where the others would show nothing new.
-        slow: Whether the functional base, too, is left to the slow tests.
+        group: The topic of the row, shown before its name.
+        name: The name of the row, as shown in the table.
+        kinds: The kinds of base to run with, if the other kinds would test nothing new.
+        slow: Whether the functional base runs in the slow tests, as the other kinds always do.
     """
 
     def register(function):
@@ -32,7 +32,7 @@ def row(group, name, kinds=KINDS, slow=False):
 
 @contextlib.contextmanager
 def plain_keras():
-    """What fails in here fails without RDropModel: the cell is not possible, and the error says why."""
+    """Skip the cell if plain Keras fails in this context, with the error of Keras as the reason."""
     try:
         yield
     except Exception as error:
@@ -49,7 +49,7 @@ def repeated(data):
     return keras.tree.map_structure(lambda t: None if t is None else np.repeat(t, 2, axis=0), data)
 
 
-def same_weights(model, other, **tolerance):
+def assert_same_weights(model, other, **tolerance):
     for weight, expected in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(weight, expected, **{"rtol": 1e-4, "atol": 1e-5, **tolerance})
 
@@ -67,17 +67,33 @@ def check(
     fuse_head=False,
     **compile_options,
 ):
-    """Compares training, and then evaluation, with plain Keras. Returns the trained model.
+    """Assert that training and evaluation match plain Keras.
 
-    Steps with alpha = 0 equal plain training on the repeated batch, in every log and weight. In a last step with
-    alpha = 2 the loss is the plain one plus the divergence.
+    Steps with alpha = 0 must equal plain training on the batch with every row repeated, in every log and every weight.
+    In one more step, with alpha = 2, the loss must equal the plain loss plus the divergence.
+
+    Args:
+        make_base: Function that builds the base.
+        x: Inputs of the batch.
+        y: Targets of the batch.
+        sample_weight: Weights of the batch.
+        loss: Defaults to sparse categorical cross-entropy on logits.
+        divergence: Passed to `RDropModel`.
+        rtol: Relative tolerance of the logs. That of the weights is ten times as large.
+        optimizer: Name of an optimizer, or a function that returns one.
+        share_prefix: Passed to `RDropModel`.
+        fuse_head: Passed to `RDropModel`.
+        **compile_options: Further arguments of `compile`.
+
+    Returns:
+        The trained model.
     """
 
     def compiled(wrap=lambda base: base):
         keras.utils.set_random_seed(1)
         model = wrap(make_base())
         model.compile(keras.optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer(), **options)
-        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
         return model
 
     def train(alpha):
@@ -104,7 +120,7 @@ def check(
     plain, model = compiled(), compiled(lambda base: RDropModel(base, **rdrop))
     while float(schedule(model.optimizer.iterations)) == 0.0:
         train(alpha=0.0)
-    same_weights(model.base, plain, rtol=10 * rtol, atol=rtol)
+    assert_same_weights(model.base, plain, rtol=10 * rtol, atol=rtol)
     train(alpha=2.0)
 
     model.base.compile("sgd", **options)
@@ -116,9 +132,9 @@ def check(
     return model
 
 
-def trained(kind, rng, **compile_options):
-    """A compiled model with its default data."""
-    x, y = rows_of(kind, rng)
+def compiled_model(kind, rng, **compile_options):
+    """Return a compiled model, and example inputs and targets."""
+    x, y = example_data(kind, rng)
     model = RDropModel(build(kind))
     model.compile(**{"optimizer": "sgd", "loss": sparse_ce(), **compile_options})
     return model, x, y

@@ -1,4 +1,4 @@
-"""Small KerasHub tasks, built from a config and a vocabulary of a few words."""
+"""Tiny KerasHub tasks with vocabularies of a few words, built without a download."""
 
 import keras_hub
 
@@ -15,7 +15,7 @@ def text_classifier():
 
 
 def byte_pairs(special):
-    """A vocabulary and merges for words of t, h and e, and the given special tokens."""
+    """Return a vocabulary of the special tokens and words of the letters t, h and e, and its merges."""
     words = ["!", "e", "h", "t", "th", "the", "Ġ", "Ġt", "Ġth", "Ġthe"]
     merges = ["t h", "th e", "Ġ t", "Ġt h", "Ġth e"]
     return {"vocabulary": {word: i for i, word in enumerate([*special, *words])}, "merges": merges}

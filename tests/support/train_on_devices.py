@@ -1,8 +1,8 @@
-"""Trains small models on several devices or in several processes, and prints what came out: for test_distribution.py.
+"""Trains small models on several devices or in several processes, and prints the history and the weight updates.
 
-    python train_on_devices.py '{"engine": "data_parallel", "devices": 8, "cases": ["fuse_head"]}'
+    python tests/support/train_on_devices.py '{"engine": "data_parallel", "devices": 8, "cases": ["fuse_head"]}'
 
-Devices are CPUs, which have to be set up before a backend starts: so this is a process of its own.
+`tests/integration/test_distribution.py` runs it. The devices are CPUs, and their number is set before a backend starts.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from keras_rdrop import RDropModel
 ROWS, LENGTH, FEATURES, CLASSES = 32, 4, 6, 8
 BATCH_SIZE = 16
 CASES = ["logits", "probabilities", "masked sequence", "fuse_head"]
-MASKS = "masks of dropout"
+MASKS = "dropout masks"
 
 
-class KnownNoise(layers.Layer):
-    """Scales the two passes over a row apart: dropout that knows its row, wherever that is."""
+class DoubledSecondPass(layers.Layer):
+    """Doubles the second pass over every row: noise that does not depend on the device of a row."""
 
     def __init__(self):
         super().__init__()
@@ -44,17 +44,17 @@ class SumOfOutputs(keras.losses.Loss):
 
 
 def build(case):
-    """Model, inputs, targets and sample weights."""
+    """Build a case: the compiled model, inputs, targets and sample weights."""
     rng = np.random.default_rng(0)
     weights = rng.uniform(size=ROWS).astype("float32")
-    if case == MASKS:  # the update of row r of the embedding is the sum of the masks of row r
+    if case == MASKS:  # the update of embedding row r is the sum of the masks of row r
         base = keras.Sequential([keras.Input((), dtype="int32"), layers.Embedding(ROWS, 64), layers.Dropout(0.5)])
         model = RDropModel(base, alpha=0.0, divergence=None)
         model.compile(keras.optimizers.SGD(1.0), SumOfOutputs(reduction="sum"))
         return model, np.arange(ROWS), np.zeros(ROWS), None
     head = layers.Dense(CLASSES, activation="softmax" if case == "probabilities" else None)
     if case == "masked sequence":
-        # Keras divides by the words of a device, so every row has as many.
+        # Keras divides by the number of words on a device, so every row has the same number.
         x = rng.permuted(np.tile([0, 0, 1, 2], (ROWS, 1)), axis=1)
         y, weights = rng.integers(0, CLASSES, (ROWS, LENGTH)), np.repeat(weights[:, None], LENGTH, axis=1)
         wide = keras.initializers.RandomNormal(stddev=1.0)
@@ -62,7 +62,7 @@ def build(case):
     else:
         x, y = rng.normal(size=(ROWS, FEATURES)).astype("float32"), rng.integers(0, CLASSES, ROWS)
         first = [keras.Input((FEATURES,))]
-    base = keras.Sequential([*first, layers.Dense(8, "tanh"), KnownNoise(), head])
+    base = keras.Sequential([*first, layers.Dense(8, "tanh"), DoubledSecondPass(), head])
     model = RDropModel(base, alpha=2.0, fuse_head=case == "fuse_head")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=case != "probabilities")
     model.compile(keras.optimizers.SGD(0.1), loss, metrics=[] if case == "fuse_head" else ["accuracy"])
@@ -70,11 +70,17 @@ def build(case):
 
 
 def start(engine, devices, process, processes, port):
-    """Sets up the devices.
+    """Set up the devices.
+
+    Args:
+        engine: The strategy, distribution or launcher.
+        devices: Number of devices per process.
+        process: Index of this process.
+        processes: Number of processes.
+        port: Port for the processes to communicate.
 
     Returns:
-        The scope in which models are built, the callbacks of `fit`, and the function that takes from the rows those of
-        this process.
+        The scope to build models in, the callbacks for `fit`, and a function that selects the rows of this process.
     """
     if engine in ("mirrored", "multi_worker"):
         import tensorflow as tf
@@ -110,7 +116,7 @@ def start(engine, devices, process, processes, port):
 
 
 def fit_on_workers(model, rows, epochs):
-    """What `fit` does, which in Keras 3.15 fails under MultiWorkerMirroredStrategy (keras-team/keras#20585)."""
+    """Train like `fit`, which fails under MultiWorkerMirroredStrategy in Keras 3.15 (keras-team/keras#20585)."""
     import tensorflow as tf
 
     strategy = model.distribute_strategy
@@ -130,16 +136,16 @@ def fit_on_workers(model, rows, epochs):
     return history
 
 
-def train(engine, case, callbacks, of_this_process):
+def train(engine, case, callbacks, shard):
     keras.utils.set_random_seed(0)
     model, *rows = build(case)
     before = model.base.get_weights()
-    x, y, weights = of_this_process(rows)
+    x, y, weights = shard(rows)
     epochs = 1 if case == MASKS else 2
     if engine == "multi_worker":
         history = fit_on_workers(model, (x, y, weights), epochs)
     else:
-        # TensorFlow takes the batch of all processes, the others that of each.
+        # TensorFlow expects the batch size of all processes together, JAX and PyTorch that of one.
         options = {"batch_size": BATCH_SIZE * len(x) // ROWS, "epochs": epochs, "shuffle": False, "verbose": 0}
         history = model.fit(x, y, sample_weight=weights, callbacks=callbacks, **options).history
     updates = [after - weight for after, weight in zip(model.base.get_weights(), before, strict=True)]
@@ -149,9 +155,9 @@ def train(engine, case, callbacks, of_this_process):
 def main():
     settings = {"devices": 1, "process": 0, "processes": 1, "port": 0, **json.loads(sys.argv[1])}
     cases = settings.pop("cases")
-    scope, *others = start(**settings)
+    scope, callbacks, shard = start(**settings)
     with scope:
-        results = {case: train(settings["engine"], case, *others) for case in cases}
+        results = {case: train(settings["engine"], case, callbacks, shard) for case in cases}
     print(json.dumps(results), flush=True)
 
 

@@ -1,1 +1,1 @@
-"""The rows of the behaviour table, by topic."""
+"""The rows of the behaviour table, one module per topic."""

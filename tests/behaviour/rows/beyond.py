@@ -1,11 +1,11 @@
-"""What follow-up work of the paper asks for."""
+"""Extensions of the paper by follow-up work."""
 
 import keras
 import numpy as np
 from keras import layers, tree
-from support.bases import CLASSES, build, dense_stack, rows_of
+from support.bases import CLASSES, build, dense_stack, example_data
 from support.scripts import import_from
-from support.table import check, row, same_weights, sparse_ce
+from support.table import assert_same_weights, check, row, sparse_ce
 
 from keras_rdrop import RDropModel
 from keras_rdrop.layers import RDrop
@@ -13,10 +13,10 @@ from keras_rdrop.layers import RDrop
 own_divergences = import_from("benchmarks", "settings").own_divergences
 
 
-@row("Beyond the paper", "fraction: two passes over a part of the rows")
+@row("Beyond the paper", "fraction: two passes over part of the rows")
 def _(kind, rng):
-    """Plain training on the same batch, in which the passes over a row share its weight."""
-    x, y = rows_of(kind, rng)
+    """Equals plain training on the repeated rows, where the two passes over a row share its weight."""
+    x, y = example_data(kind, rng)
     rows = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7])
     weight = np.where(rows < 4, 0.5, 1.0) * len(rows) / len(y)
 
@@ -24,7 +24,7 @@ def _(kind, rng):
         keras.utils.set_random_seed(1)
         model = wrap(build(kind))
         model.compile("sgd", sparse_ce(), metrics=[])
-        model.make_train_function()  # on PyTorch, calling layers on symbols draws from the global generator
+        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
         return model
 
     plain, model = compiled(), compiled(lambda base: RDropModel(base, alpha=0.0, fraction=0.5))
@@ -35,20 +35,20 @@ def _(kind, rng):
         logs = RDropModel.train_on_batch(model, x, y, return_dict=True)
         np.testing.assert_allclose(logs["loss"], expected, rtol=1e-4)
         assert logs["divergence"] > 0
-    same_weights(model.base, plain)
+    assert_same_weights(model.base, plain)
 
 
-@row("Beyond the paper", "layers.RDrop within the base")
+@row("Beyond the paper", "layers.RDrop inside the base")
 def _(kind, rng):
     def stack():
         return [RDrop(keras.Sequential([layers.Dense(8), layers.Dropout(0.3)]), alpha=0.5), *dense_stack()]
 
-    check(lambda: build(kind, stack), *rows_of(kind, rng))
+    check(lambda: build(kind, stack), *example_data(kind, rng))
 
 
-@row("Beyond the paper", "a divergence of one's own")
+@row("Beyond the paper", "a custom divergence")
 def _(kind, rng):
-    check(lambda: build(kind), *rows_of(kind, rng), divergence=own_divergences()["LearnFromTheOther"]())
+    check(lambda: build(kind), *example_data(kind, rng), divergence=own_divergences()["LearnFromTheOther"]())
 
 
 @row("Beyond the paper", "CTC")
@@ -62,8 +62,8 @@ def _(kind, rng):
 
 @row("Beyond the paper", "unlabelled rows")
 def _(kind, rng):
-    """They weigh nothing in the loss, and are no rows less."""
-    x, y = rows_of(kind, rng)
+    """Unlabelled rows have weight 0 in the loss, but still count as rows."""
+    x, y = example_data(kind, rng)
     marked = np.where(np.arange(len(y)) < 3, -1, y)
     results = []
     for options, targets, weight in (({"unlabelled": -1}, marked, None), ({}, y, (marked >= 0).astype("float32"))):
@@ -73,5 +73,5 @@ def _(kind, rng):
         keras.utils.set_random_seed(0)
         model.fit(x, targets, sample_weight=weight, batch_size=8, shuffle=False, verbose=0)
         results.append(model)
-    same_weights(*results)
+    assert_same_weights(*results)
     assert results[0].evaluate(x, y, verbose=0) == results[1].evaluate(x, y, verbose=0)

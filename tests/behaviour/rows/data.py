@@ -1,9 +1,9 @@
-"""Where the rows come from."""
+"""Data sources."""
 
 import keras
 import numpy as np
-from support.bases import Unsupported, build, dense_stack, rows_of
-from support.table import BACKEND, plain_keras, row, sparse_ce, trained
+from support.bases import Unsupported, build, dense_stack, example_data
+from support.table import BACKEND, compiled_model, plain_keras, row, sparse_ce
 
 from keras_rdrop import RDropModel
 
@@ -30,7 +30,7 @@ def as_tf_data(x, y, batch_size=3):
 
 
 def as_unknown_rows(x, y):
-    """Batches of which TensorFlow knows neither the number of rows nor the width."""
+    """Batches whose number of rows and width are unknown to TensorFlow."""
     import tensorflow as tf
 
     batches = Batches(x, y, 3)
@@ -49,7 +49,7 @@ def as_data_loader(x, y):
     import torch
 
     if isinstance(x, dict):
-        raise Unsupported("a TensorDataset holds no dicts")
+        raise Unsupported("a TensorDataset cannot hold dicts")
     dataset = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
     return torch.utils.data.DataLoader(dataset, batch_size=3)
 
@@ -71,7 +71,7 @@ for _name, _dataset in {
 
     @row("Data", _name, slow=_name not in ("tf.data, smaller last batch", "PyDataset"))
     def _dataset_row(kind, rng, as_dataset=_dataset):
-        x, y = rows_of(kind, rng)
+        x, y = example_data(kind, rng)
         plain, model = build(kind), RDropModel(build(kind), alpha=0.0)
         model.base.set_weights(plain.get_weights())
         for m in (plain, model):
@@ -86,7 +86,7 @@ for _name, _dataset in {
 
 @row("Data", "validation_split and validation_data")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     history = model.fit(x, y, validation_split=0.25, batch_size=4, epochs=2, verbose=0).history
     assert set(history) == {"loss", "divergence", "val_loss"}
     history = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
@@ -96,8 +96,8 @@ def _(kind, rng):
 @row("Data", "sparse")
 def _(kind, rng):
     if kind in ("keras_hub", "nested"):
-        raise Unsupported("Keras keeps sparse inputs to the first layer")
-    dense, y = rows_of(kind, rng)
+        raise Unsupported("Keras accepts sparse inputs in the first layer only")
+    dense, y = example_data(kind, rng)
     dense[dense < 0] = 0
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -123,7 +123,7 @@ def _(kind, rng):
 @row("Data", "ragged", kinds=["functional"])
 def _(kind, rng):
     if BACKEND != "tensorflow":
-        raise Unsupported("ragged tensors are TensorFlow's")
+        raise Unsupported("ragged tensors exist in TensorFlow only")
     import tensorflow as tf
 
     def stack():

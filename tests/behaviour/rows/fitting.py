@@ -1,19 +1,19 @@
-"""`fit`, its relatives and its callbacks."""
+"""`fit`, the methods for single batches, and callbacks."""
 
 import tempfile
 from pathlib import Path
 
 import keras
 import numpy as np
-from support.bases import build, rows_of
-from support.table import row, sparse_ce, trained
+from support.bases import build, example_data
+from support.table import compiled_model, row, sparse_ce
 
 from keras_rdrop import RDropModel
 
 
 @row("fit", "callbacks")
 def _(kind, rng):
-    model, x, y = trained(kind, rng, metrics=["accuracy"])
+    model, x, y = compiled_model(kind, rng, metrics=["accuracy"])
     callbacks = keras.callbacks
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -42,7 +42,7 @@ def _(kind, rng):
 
 @row("fit", "TensorBoard")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     with tempfile.TemporaryDirectory() as folder:
         callback = keras.callbacks.TensorBoard(folder, histogram_freq=1, update_freq="batch")
         model.fit(x, y, validation_data=(x, y), verbose=0, callbacks=[callback])
@@ -52,7 +52,7 @@ def _(kind, rng):
 
 @row("fit", "train_on_batch, test_on_batch, predict_on_batch")
 def _(kind, rng):
-    model, x, y = trained(kind, rng, metrics=["accuracy"])
+    model, x, y = compiled_model(kind, rng, metrics=["accuracy"])
     base = model.base
     base.compile("sgd", sparse_ce(), metrics=["accuracy"])
     np.testing.assert_array_equal(model.predict_on_batch(x), keras.Model.predict_on_batch(base, x))
@@ -61,9 +61,9 @@ def _(kind, rng):
     assert len(model.train_on_batch(x, y)) == 3
 
 
-@row("fit", "initial_epoch, and twice")
+@row("fit", "initial_epoch, and a second call")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     assert model.fit(x, y, epochs=3, initial_epoch=1, verbose=0).epoch == [1, 2]
     assert model.fit(x, y, verbose=0).epoch == [0]
     assert int(model.optimizer.iterations) == 3
@@ -71,7 +71,7 @@ def _(kind, rng):
 
 @row("fit", "TerminateOnNaN")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     history = model.fit(
         x,
         y,
@@ -92,7 +92,7 @@ def _(kind, rng):
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
             return {**super().compute_metrics(x, y, y_pred, sample_weight), "rows": y_pred.shape[0]}
 
-    x, y = rows_of(kind, rng)
+    x, y = example_data(kind, rng)
     logs = []
     for cls in (RDropModel, Doubled):
         keras.utils.set_random_seed(1)

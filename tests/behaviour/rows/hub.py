@@ -1,4 +1,4 @@
-"""KerasHub tasks: RDropModel takes what the task takes, and the task works after training."""
+"""KerasHub tasks: `RDropModel` accepts the same inputs as the task, and the task works after training."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
 def trained_task(task, x, y=None, **options):
-    """Fits and evaluates as the task does, from what it takes."""
+    """Train on the inputs of the task, compare the evaluation with the task's, and return the model."""
     model = RDropModel(task)
     model.compile("adam", sparse_ce(), **options)
     before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]

@@ -1,8 +1,8 @@
-"""Structures of inputs and outputs, targets, masks and weights."""
+"""Structures of inputs and outputs, targets, masks and sample weights."""
 
 import keras
 import numpy as np
-from support.bases import CLASSES, Unsupported, build, build_heads, dense_stack, rows_of
+from support.bases import CLASSES, Unsupported, build, build_heads, dense_stack, example_data
 from support.table import check, row, sparse_ce
 
 from keras_rdrop import RDropModel, divergences
@@ -30,7 +30,7 @@ for _name, _structure in {
 
 @row("Inputs", "one array")
 def _(kind, rng):
-    check(lambda: build(kind), *rows_of(kind, rng), metrics=["accuracy"])
+    check(lambda: build(kind), *example_data(kind, rng), metrics=["accuracy"])
 
 
 def heads_data(rng):
@@ -38,11 +38,11 @@ def heads_data(rng):
     return x, {"a": rng.integers(0, 3, 8), "b": rng.normal(size=(8, 1))}
 
 
-@row("Outputs", "dict, loss_weights weigh the divergence too", slow=True)
+@row("Outputs", "dict, loss_weights also weight the divergence", slow=True)
 def _(kind, rng):
     x, y = heads_data(rng)
     options = {"loss": {"a": sparse_ce(), "b": "mse"}, "metrics": {"a": ["accuracy"]}}
-    options["optimizer"] = lambda: keras.optimizers.SGD(0.0)  # so that the divergences are of the same weights
+    options["optimizer"] = lambda: keras.optimizers.SGD(0.0)  # no step changes the weights
 
     def trained_with(weights):
         return check(lambda: build_heads(kind, x, {"a": 3, "b": 1}), x, y, loss_weights=weights, **options)
@@ -60,7 +60,7 @@ def _(kind, rng):
     check(lambda: build_heads(kind, x, [3, 1]), x, [y["a"], y["b"]], loss=[sparse_ce(), "mse"], loss_weights=[1, 2])
 
 
-@row("Outputs", "a divergence each, and None")
+@row("Outputs", "a divergence for one, None for the other")
 def _(kind, rng):
     x, y = heads_data(rng)
     check(
@@ -89,7 +89,7 @@ def _(kind, rng):
 def targets_row(name, loss, make_targets, units=CLASSES, activation=None):
     @row("Targets", name)
     def _(kind, rng):
-        x, y = rows_of(kind, rng)
+        x, y = example_data(kind, rng)
         if kind == "keras_hub" and (units != CLASSES or activation):
             raise Unsupported("the head of a task is fixed")
         stack = (
@@ -156,7 +156,7 @@ for _shape in [(8,), (8, 1)]:
     @row("Weights", f"sample_weight (B{', 1' if len(_shape) > 1 else ''})", slow=len(_shape) > 1)
     def _weights(kind, rng, shape=_shape):
         weights = rng.uniform(size=shape).astype("float32")
-        check(lambda: build(kind), *rows_of(kind, rng), weights, weighted_metrics=["accuracy"])
+        check(lambda: build(kind), *example_data(kind, rng), weights, weighted_metrics=["accuracy"])
 
 
 @row("Weights", "sample_weight (B, T), Keras mask and ignore_class together")
@@ -168,7 +168,7 @@ def _(kind, rng):
 
 @row("Weights", "all zero")
 def _(kind, rng):
-    x, y = rows_of(kind, rng)
+    x, y = example_data(kind, rng)
     model = check(lambda: build(kind), x, y, np.zeros(8, "float32"))
     model.reset_metrics()
     logs = model.train_on_batch(x, y, np.zeros(8, "float32"), return_dict=True)
@@ -178,7 +178,7 @@ def _(kind, rng):
 
 @row("Weights", "class_weight")
 def _(kind, rng):
-    x, y = rows_of(kind, rng)
+    x, y = example_data(kind, rng)
     class_weight = {0: 0.5, 1: 2.0, 2: 0.0}
     results = []
     for options in ({"class_weight": class_weight}, {"sample_weight": np.array([class_weight[c] for c in y])}):

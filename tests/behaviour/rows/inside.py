@@ -1,16 +1,16 @@
-"""What a base may hold."""
+"""Layers of a base, and other properties of it."""
 
 import keras
 import numpy as np
 import pytest
-from support.bases import CLASSES, build, dense_stack, rows_of
+from support.bases import CLASSES, build, dense_stack, example_data
 from support.table import check, plain_keras, row, sparse_ce
 
 from keras_rdrop import RDropModel
 
 layers = keras.layers
 
-# What an augmentation needs to be told, and rates that move most rows.
+# Required arguments, and factors that are large enough to change most rows.
 AUGMENTATION_OPTIONS = {
     "RandomBrightness": {"factor": 0.5, "value_range": (0, 1)},
     "RandomContrast": {"factor": 0.5},
@@ -33,7 +33,7 @@ AUGMENTATION_OPTIONS = {
 
 @keras.saving.register_keras_serializable("tests")
 class StochasticDepth(layers.Layer):
-    """Drops whole rows: a layer of the user's own."""
+    """A custom layer that drops whole rows."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -79,7 +79,7 @@ for _name, _stack in {
 
     @row("Inside", _name, slow=_name.startswith("Gaussian"))
     def _stack_row(kind, rng, stack=_stack):
-        x, y = rows_of(kind, rng)
+        x, y = example_data(kind, rng)
         check(lambda: build(kind, stack), x, y)
 
 
@@ -156,7 +156,7 @@ def _(kind, rng):
 
 
 class Tied(layers.Layer):
-    """The embedding again, as the head."""
+    """A head that uses the weights of an embedding."""
 
     def __init__(self, embedding, **kwargs):
         super().__init__(**kwargs)
@@ -185,7 +185,7 @@ def _(kind, rng):
     model = RDropModel(build(kind, stack))
     model.compile("sgd", sparse_ce())
     with pytest.warns(UserWarning, match="draws one noise for the whole batch"):
-        logs = model.train_on_batch(*rows_of(kind, rng), return_dict=True)
+        logs = model.train_on_batch(*example_data(kind, rng), return_dict=True)
     assert logs["divergence"] == 0
 
 
@@ -199,12 +199,12 @@ def _(kind, rng):
 
 @row("Inside", "keras_cv.layers.DropPath", kinds=["functional", "sequential"])
 def _(kind, rng):
-    import keras_cv  # imports TensorFlow
+    import keras_cv  # not at the top: it imports TensorFlow
 
     def make_base():
         return build(kind, lambda: dense_stack(dropout=keras_cv.layers.DropPath(0.5)))
 
-    x, y = rows_of(kind, rng)
+    x, y = example_data(kind, rng)
     plain = make_base()
     with plain_keras():
         plain.predict(x, verbose=0)
@@ -220,7 +220,7 @@ def _(kind, rng):
         branches = [layers.Dense(CLASSES)(inputs), layers.Dense(CLASSES)(inputs)]
         return keras.Model(inputs, keras_cv.layers.StochasticDepth(0.5)(branches))
 
-    x, y = rows_of(kind, rng)
+    x, y = example_data(kind, rng)
     with plain_keras():
         plain = make_base()
         plain.compile("sgd", sparse_ce())
@@ -234,7 +234,7 @@ def _(kind, rng):
 
 @row("Inside", "a base that is itself compiled")
 def _(kind, rng):
-    x, y = rows_of(kind, rng)
+    x, y = example_data(kind, rng)
     logs = []
     for compiled in (False, True):
         keras.utils.set_random_seed(1)

@@ -1,4 +1,4 @@
-"""Saving, copying, and the tools around a model."""
+"""Saving, copying and exporting, and tools that take a model."""
 
 import copy
 import os
@@ -11,15 +11,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from support.bases import CLASSES, build, dense_stack, rows_of
-from support.table import BACKEND, plain_keras, row, same_weights, sparse_ce, trained
+from support.bases import CLASSES, build, dense_stack, example_data
+from support.table import BACKEND, assert_same_weights, compiled_model, plain_keras, row, sparse_ce
 
 from keras_rdrop import RDropModel
 
 
 @row("Saving", "clone_model")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     clone = keras.models.clone_model(model)
     assert type(clone) is RDropModel
     clone.compile("sgd", sparse_ce())
@@ -28,16 +28,16 @@ def _(kind, rng):
 
 @row("Saving", "pickle and deepcopy")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     model.train_on_batch(x, y)
     expected = model.predict(x, verbose=0)
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         np.testing.assert_allclose(other.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
 
 
-@row("Saving", "training goes on after loading as if never stopped")
+@row("Saving", "training continues after loading as if uninterrupted")
 def _(kind, rng):
-    model, x, y = trained(kind, rng, optimizer="adam")
+    model, x, y = compiled_model(kind, rng, optimizer="adam")
     model.fit(x, y, epochs=2, verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         model.save(f"{folder}/model.keras")
@@ -45,19 +45,19 @@ def _(kind, rng):
     logs = []
     for m in (model, restored):
         for variable in m.variables:
-            if variable.path.endswith("seed_generator_state"):  # Keras does not save where seed generators are
+            if variable.path.endswith("seed_generator_state"):  # Keras does not save these
                 variable.assign([1, 2])
         m.reset_metrics()
         keras.utils.set_random_seed(1)
         logs.append([m.train_on_batch(x, y, return_dict=True) for _ in range(3)])
     for expected, log in zip(*logs, strict=True):
         np.testing.assert_allclose(list(log.values()), list(expected.values()), rtol=1e-5)
-    same_weights(restored, model)
+    assert_same_weights(restored, model)
 
 
 @row("Saving", "compiled again after loading")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     model.train_on_batch(x, y)
     with tempfile.TemporaryDirectory() as folder:
         model.save(f"{folder}/model.keras")
@@ -94,8 +94,8 @@ np.save(folder + "/predictions.npy", model.predict(x, verbose=0))
 """
 
 
-def predict_elsewhere(folder, x, backend, imports, load, then=""):
-    """Predictions of another process, in which `load` makes the model."""
+def predict_in_new_process(folder, x, backend, imports, load, then=""):
+    """Run `load`, which creates `model`, in a new process, then `then`, and return the predictions of the model."""
     np.savez(f"{folder}/x.npz", **(x if isinstance(x, dict) else {"array": x}))
     code = PREDICT.format(imports=imports, load=load, then=then)
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -103,20 +103,25 @@ def predict_elsewhere(folder, x, backend, imports, load, then=""):
     return np.load(f"{folder}/predictions.npy")
 
 
-@row("Saving", "loading where only keras_rdrop is imported", kinds=["functional", "sequential", "nested"], slow=True)
+@row(
+    "Saving",
+    "loading where only keras_rdrop is imported",
+    kinds=["functional", "sequential", "nested"],
+    slow=True,
+)
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     model.train_on_batch(x, y)
     load = 'model = keras.models.load_model(folder + "/model.keras")'
     with tempfile.TemporaryDirectory() as folder:
         model.save(f"{folder}/model.keras")
-        predictions = predict_elsewhere(folder, x, BACKEND, "keras_rdrop", load)
+        predictions = predict_in_new_process(folder, x, BACKEND, "keras_rdrop", load)
     np.testing.assert_allclose(predictions, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
 
-@row("Saving", "weights move to the other backends, and training goes on there", slow=True)
+@row("Saving", "weights load on the other backends, and training continues there", slow=True)
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     model.train_on_batch(x, y)
     load = f"""
 model = keras_rdrop.RDropModel(support.bases.build("{kind}"))
@@ -127,13 +132,13 @@ model.load_weights(folder + "/model.weights.h5")
     for backend in {"tensorflow", "jax", "torch"} - {BACKEND}:
         with tempfile.TemporaryDirectory() as folder:
             model.save_weights(f"{folder}/model.weights.h5")
-            predictions = predict_elsewhere(folder, x, backend, "keras_rdrop, support.bases", load, then)
+            predictions = predict_in_new_process(folder, x, backend, "keras_rdrop, support.bases", load, then)
         np.testing.assert_allclose(predictions, model.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
 
 
 @row("Saving", "export as a SavedModel")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     model.train_on_batch(x, y)
     expected = model.predict(x, verbose=0)
     plain = build(kind)
@@ -151,7 +156,7 @@ def _(kind, rng):
 
 @row("Saving", "export as ONNX", kinds=["functional"])
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     model.train_on_batch(x, y)
     plain = build(kind)
     keras.Model.predict(plain, x, verbose=0)
@@ -166,7 +171,7 @@ def _(kind, rng):
 def _(kind, rng):
     import keras_tuner
 
-    x, y = rows_of(kind, rng)
+    x, y = example_data(kind, rng)
 
     def build_model(trial):
         model = RDropModel(build(kind), alpha=trial.Float("alpha", 0.1, 5.0, sampling="log"))
@@ -184,7 +189,7 @@ def _(kind, rng):
 
 @row("Tools", "summary, layers, model_to_dot")
 def _(kind, rng):
-    model, x, y = trained(kind, rng)
+    model, x, y = compiled_model(kind, rng)
     model.train_on_batch(x, y)
     lines = []
     model.summary(print_fn=lambda text, line_break=False: lines.append(text))

@@ -44,8 +44,8 @@ def read(paths):
         for case in ElementTree.parse(path).iter("testcase"):
             properties = {p.get("name"): p.get("value") for p in case.iter("property")}
             if "bad_input" in properties:
-                given, happens, backend = properties["bad_input"].split("|")
-                bad_input[given, backend] = happens
+                given, result, backend = properties["bad_input"].split("|")
+                bad_input[given, backend] = result
             if "cell" in properties:
                 cell = tuple(properties["cell"].split("|"))
                 failed = case.find("failure") is not None or case.find("error") is not None
@@ -73,8 +73,8 @@ def render(marks, reasons, bad_input):
         lines.append(f"- {reason} ({_join(cells, 1, KINDS)}, on {_join(cells, 2, BACKENDS)}): {rows}")
     lines.append(BAD_INPUT)
     for given in dict.fromkeys(given for given, _ in bad_input):
-        happens = [bad_input.get((given, backend), "?") for backend in BACKENDS]
-        lines.append(f"| {given} | {' · '.join(happens if len(set(happens)) > 1 else happens[:1])} |")
+        results = [bad_input.get((given, backend), "?") for backend in BACKENDS]
+        lines.append(f"| {given} | {' · '.join(results if len(set(results)) > 1 else results[:1])} |")
     return "\n".join(lines)
 
 

@@ -153,11 +153,11 @@ def test_error(name, rng, record_property):
     record_property("bad_input", f"{name}|{'ours' if ours else 'Keras'}: {raised.type.__name__}|{BACKEND}")
 
 
-def accepted(name, happens):
-    """Register bad input that Keras accepts. The page shows `happens` as the result."""
+def accepted(name, result):
+    """Register bad input that Keras accepts. The page shows `result`."""
 
     def register(function):
-        ACCEPTED[name] = (function, happens)
+        ACCEPTED[name] = (function, result)
         return function
 
     return register
@@ -165,9 +165,9 @@ def accepted(name, happens):
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted(name, rng, record_property):
-    function, happens = ACCEPTED[name]
+    function, result = ACCEPTED[name]
     function(*example_data("functional", rng))
-    record_property("bad_input", f"{name}|{happens}|{BACKEND}")
+    record_property("bad_input", f"{name}|{result}|{BACKEND}")
 
 
 def compiled(base=one_output, loss=SCE, **options):

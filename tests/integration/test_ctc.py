@@ -1,4 +1,4 @@
-"""CTC learns from sequences of different lengths: the task of `benchmarks/ctc.py`, made smaller."""
+"""CTC learns from sequences of different lengths, on the task of `benchmarks/ctc.py`."""
 
 import keras
 import pytest

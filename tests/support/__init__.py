@@ -1,1 +1,1 @@
-"""Helpers of the tests, and the programs that some tests run in processes of their own."""
+"""Helpers for the tests, and programs that some tests run in separate processes."""

@@ -45,7 +45,8 @@ def _(kind, rng):
     logs = []
     for m in (model, restored):
         for variable in m.variables:
-            if variable.path.endswith("seed_generator_state"):  # Keras does not save these
+            # Keras does not save the state of seed generators.
+            if variable.path.endswith("seed_generator_state"):
                 variable.assign([1, 2])
         m.reset_metrics()
         keras.utils.set_random_seed(1)
@@ -95,7 +96,16 @@ np.save(folder + "/predictions.npy", model.predict(x, verbose=0))
 
 
 def predict_in_new_process(folder, x, backend, imports, load, then=""):
-    """Run `load`, which creates `model`, in a new process, then `then`, and return the predictions of the model."""
+    """Return the predictions of a model in a new process.
+
+    Args:
+        folder: Folder to exchange files with the process.
+        x: Inputs to predict.
+        backend: Backend of the process.
+        imports: Modules to import, separated by commas.
+        load: Code that creates `model` from the files in `folder`.
+        then: Code to run after the prediction.
+    """
     np.savez(f"{folder}/x.npz", **(x if isinstance(x, dict) else {"array": x}))
     code = PREDICT.format(imports=imports, load=load, then=then)
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}

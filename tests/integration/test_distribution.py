@@ -47,7 +47,7 @@ def free_port():
 
 def start(script, argument, environment):
     command = [sys.executable, str(SUPPORT / script), argument]
-    environment = {**os.environ, **environment}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

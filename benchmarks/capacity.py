@@ -1,11 +1,11 @@
-"""How large a vocabulary and how long a text can a language model of one layer train on, in 4 GiB?
+"""How large a vocabulary and how long a text can a one-layer language model train on in 4 GiB?
 
     KERAS_BACKEND=torch python benchmarks/capacity.py
 
-Vocabulary and length double in turns, until the training steps of an arm take more or `--doublings` sizes were tried:
-then at least the last of them fits. The rival is the official recipe in plain PyTorch (official.py). Each size runs in
-a process of its own, after a small one that loads the libraries; what counts is the most memory that model, optimizer
-and two steps take beside them: the moments of the optimizer are there from the first step on. Linux only.
+Vocabulary and length double in turns until the training steps of an arm need more, or `--doublings` sizes were tried;
+in the latter case the largest one may be larger still. The baseline is the official recipe in plain PyTorch
+(official.py). Each size runs in its own process, after a small one that loads the libraries. Measured is the peak
+memory of model, optimizer and two steps, which includes the optimizer's moments. Linux only.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from measure import in_own_process, parse_arguments, peak_mebibytes, report
 from networks import language_model
 from official import ARMS, require_torch
 
-MOST = 4 * 1024  # MiB
+MAX_MEBIBYTES = 4 * 1024
 ROWS = 4
 
 
@@ -24,18 +24,21 @@ def take_two_steps(arm, vocabulary, length):
     step()
 
 
-def largest(arm, vocabulary, length, doublings):
-    """The last vocabulary and length that fit, and their MiB."""
-    fits = None
+def find_largest(arm, vocabulary, length, doublings):
+    """Return the last vocabulary and length that fit, and their MiB."""
+    largest = None
     for doubling in range(doublings):
         mebibytes = in_own_process(arm=arm, vocabulary=vocabulary, length=length)
-        if mebibytes > MOST:
+        if mebibytes > MAX_MEBIBYTES:
             break
-        fits = vocabulary, length, mebibytes
+        largest = vocabulary, length, mebibytes
         vocabulary, length = (vocabulary * 2, length) if doubling % 2 == 0 else (vocabulary, length * 2)
-    if fits is None:
-        raise SystemExit(f"Nothing fits: {arm} takes {mebibytes:.0f} MiB at the first size.")
-    return fits
+    if largest is None:
+        raise SystemExit(
+            f"Expected the first size to fit in {MAX_MEBIBYTES} MiB. {arm} needs {mebibytes:.0f} MiB: start with a "
+            f"smaller --vocabulary or --length."
+        )
+    return largest
 
 
 def main():
@@ -45,13 +48,13 @@ def main():
         take_two_steps(args.arm, vocabulary=100, length=8)
         print(peak_mebibytes(lambda: take_two_steps(args.arm, args.vocabulary, args.length)))
         return
-    found = {arm: largest(arm, args.vocabulary, args.length, args.doublings) for arm in ARMS}
-    of_rival = found["official"][0] * found["official"][1]
+    largest = {arm: find_largest(arm, args.vocabulary, args.length, args.doublings) for arm in ARMS}
+    official_size = largest["official"][0] * largest["official"][1]
     rows = [
-        {"arm": arm, "MiB": mebibytes, "V": v, "T": t, "V x T": v * t, "V x T / official": v * t / of_rival}
-        for arm, (v, t, mebibytes) in found.items()
+        {"arm": arm, "MiB": mebibytes, "V": v, "T": t, "V x T": v * t, "V x T / official": v * t / official_size}
+        for arm, (v, t, mebibytes) in largest.items()
     ]
-    report(f"largest vocabulary V and length T of {ROWS} texts in {MOST} MiB", rows, args)
+    report(f"largest vocabulary V and length T of {ROWS} texts in {MAX_MEBIBYTES} MiB", rows, args)
 
 
 if __name__ == "__main__":

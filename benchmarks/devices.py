@@ -1,11 +1,12 @@
-"""Does R-Drop keep its price on several devices?
+"""Does the relative cost of R-Drop stay the same on several devices?
 
     KERAS_BACKEND=jax python benchmarks/devices.py
 
-A small ViT under `keras.distribution.DataParallel`, `tf.distribute.MirroredStrategy` or `TorchDataParallel`, on 1, 2, 4
-and 8 CPU devices or processes, which share the cores of the machine: the times of different numbers say nothing, so
-each is compared with the same base trained plainly on the widened batch, on the same devices. The median is
-that of several processes, in which the two take turns in being built first. Wanted: at least 0.97 of the speed.
+A small ViT trains under `keras.distribution.DataParallel`, `tf.distribute.MirroredStrategy` or `TorchDataParallel` on
+1, 2, 4 and 8 CPU devices or processes. These share the cores of the machine, so times of different numbers of devices
+cannot be compared. The baseline is plain training of the same base on the widened batch, on the same devices. The
+result is the median of several processes, in which the two models take turns in being built first. The target is at
+least 0.97 times the speed of the baseline.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ ROWS, STEPS, REPETITIONS = 32, 8, 3
 
 
 def set_up(devices):
-    """The scope in which models are built, the callbacks of `fit`, and the number of processes."""
+    """Return the scope to build models in, the callbacks of `fit`, and the number of processes."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -43,31 +44,39 @@ def set_up(devices):
     return contextlib.nullcontext(), [parallel], parallel.processes
 
 
-def arm(wrap, repeats, callbacks, processes):
-    """A `fit` of some steps, each of the rows of all devices."""
+def build_arm(wrap, repeats, callbacks, processes):
+    """Return a function that runs `fit` for `STEPS` steps of `ROWS` rows over all devices.
+
+    Args:
+        wrap: Function from the base to the model to train.
+        repeats: How often each row is repeated in the data.
+        callbacks: List of the callbacks of `fit`.
+        processes: Number of processes that the rows are divided between.
+    """
     keras.utils.set_random_seed(0)
     base, x, y = vit(np.random.default_rng(0), rows=ROWS * STEPS // processes)
     model = wrap(base)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = np.repeat(x, repeats, axis=0), np.repeat(y, repeats, axis=0)
     options = {"batch_size": repeats * ROWS // processes, "shuffle": False, "verbose": 0, "callbacks": callbacks}
-    # Past the preprocessing of KerasHub tasks, for which there is nothing to do.
+    # The method of `keras.Model` skips the preprocessing of KerasHub tasks: there is nothing to preprocess.
     fit = RDropModel.fit if isinstance(model, RDropModel) else keras.Model.fit
     return lambda: fit(model, x, y, **options)
 
 
 def measure(devices, repetition, runs):
-    """Seconds of a plain `fit`, of one with R-Drop, and the ratio of the first to the second."""
-    scope, *others = set_up(devices)
+    """Return the seconds of a plain `fit`, those of one with R-Drop, and the ratio of the first to the second."""
+    scope, callbacks, processes = set_up(devices)
     wrap = {"plain": (lambda base: base, 2), "R-Drop": (RDropModel, 1)}
     with scope:
-        arms = {name: arm(*wrap[name], *others) for name in sorted(wrap, reverse=repetition % 2 == 0)}
+        order = sorted(wrap, reverse=repetition % 2 == 0)
+        arms = {name: build_arm(*wrap[name], callbacks, processes) for name in order}
     rows = {row["arm"]: row for row in compare(arms, "plain", runs)}
     return [rows["plain"]["seconds"], rows["R-Drop"]["seconds"], 1.0 / rows["R-Drop"]["time / plain"]]
 
 
-def in_processes(devices, repetition):
-    """What `measure` returns, from processes that were started with so many devices."""
+def measure_in_new_processes(devices, repetition):
+    """Run `measure` in processes that are started with this number of devices."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(devices)] if BACKEND == "torch" else []
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, *launcher, *sys.argv, "--devices", str(devices), "--repetition", str(repetition)]
@@ -84,16 +93,16 @@ def main():
         return
     rows = []
     for devices in (1, 2, 4, 8):
-        measured = [in_processes(devices, repetition) for repetition in range(REPETITIONS)]
+        measured = [measure_in_new_processes(devices, repetition) for repetition in range(REPETITIONS)]
         plain, rdrop, speed = (statistics.median(column) for column in zip(*measured, strict=True))
-        speeds = sorted(of_process[-1] for of_process in measured)
+        speeds = [ratio for _, _, ratio in measured]
         rows.append(
             {
                 "arm": f"{devices} devices",
                 "seconds, plain": plain,
                 "seconds, R-Drop": rdrop,
-                "least": speeds[0],
-                "most": speeds[-1],
+                "least": min(speeds),
+                "most": max(speeds),
                 "speed / plain, widened": speed,
             }
         )

@@ -1,9 +1,9 @@
-"""Renders the reports of default runs of the examples as the table and the pictures of `docs/examples.md`.
+"""Make the table and the pictures of `docs/examples.md` from the reports of the examples.
 
     KERAS_BACKEND=torch python examples/translation.py --compare --output runs/translation-torch
     python benchmarks/examples.py runs/*/report.json
 
-Prints the table; the pictures are those of PyTorch.
+The table is printed, and the pictures are the learning curves of the runs on PyTorch.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-# The score of a script that its row shows.
+# The score of each script that the table shows.
 SCORES = {
     "translation": "BLEU",
     "summarization": "ROUGE-L",
@@ -23,7 +23,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
 def row_of(path):
-    """Script, backend, score of both arms, seconds of both, and the peak memory of the process, from a report."""
+    """Return the cells of the table for one report."""
     report = json.loads(path.read_text())
     script = path.parent.name.removesuffix(f"-{report['backend']}")
     score = SCORES[script]
@@ -42,7 +42,9 @@ def row_of(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reports", nargs="+", type=Path, help="report.json of runs with --compare, in SCRIPT-BACKEND/")
+    parser.add_argument(
+        "reports", nargs="+", type=Path, help="report.json of runs with --compare, in folders named SCRIPT-BACKEND"
+    )
     columns = ["script", "backend", "score", "plain", "R-Drop", "seconds, plain", "seconds, R-Drop", "peak memory, GB"]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for path in sorted(parser.parse_args().reports):

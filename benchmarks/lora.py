@@ -1,14 +1,18 @@
-"""Does R-Drop help to fine-tune a language model with LoRA? Docstrings of Keras, after those of the standard library.
+"""Does R-Drop help to fine-tune a language model with LoRA?
 
-    PYTHONPATH=examples KERAS_BACKEND=jax python benchmarks/lora.py --runs 5
+    KERAS_BACKEND=jax python benchmarks/lora.py --runs 5
 
-A small KerasHub GPT-2 learns from the standard library to go on from the body of a docstring with its first line. LoRA
-of rank 4 then takes it to Keras, whose docstrings are divided anew for each seed (`--runs`): 200 to learn from, 200 to
-test on. Bodies are prompts: their tokens have weight 0 in the loss and in the divergence. NLL is in nats a token of the
-first lines. The cost is in row passes of plain fine-tuning; low and high are the 95 % t-interval of how much higher the
-NLL of an arm is than there, by seed.
+A small KerasHub GPT-2 learns to continue the body of a docstring with its first line, first on the standard library.
+LoRA of rank 4 then fine-tunes it on the docstrings of Keras. For each of the `--runs` seeds, 200 of these are drawn to
+train on and 200 to test on. Bodies are prompts: their tokens have weight 0 in the loss and in the divergence.
+
+Columns of the table:
+    cost: Row passes, relative to plain fine-tuning.
+    low, high: 95 % t-interval of the NLL of the arm minus that of plain fine-tuning, paired by seed.
+    NLL: In nats per token of the first lines.
 """
 
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -16,14 +20,16 @@ from pathlib import Path
 import keras
 import keras_hub
 import numpy as np
-from common.data import train_bpe
-from common.docstrings import docstrings
 from measure import parse_arguments, report
-from scipy import stats
+from paired_statistics import t_interval
 
 from keras_rdrop import RDropModel
 
-LENGTH, ROWS, TEST_ROWS, EPOCHS, BATCH_SIZE = 64, 200, 200, 15, 16
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from common.data import train_bpe
+from common.docstrings import docstrings
+
+LENGTH, TRAINING_ROWS, TEST_ROWS, EPOCHS, BATCH_SIZE = 64, 200, 200, 15, 16
 PAD, END = "<|pad|>", "<|endoftext|>"
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ARMS = {
@@ -34,15 +40,18 @@ ARMS = {
 
 
 def load(folder):
-    """Bodies and first lines of the docstrings in a folder of source code, each line once."""
+    """Return the docstrings in a folder of source code as pairs of body and first line, without repeated lines."""
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
     files = [file for file in folder.rglob("*.py") if skipped.isdisjoint(file.relative_to(folder).parts)]
     bodies = {line: body for file in sorted(files) for body, line in docstrings(file)}
     return [(body, line) for line, body in bodies.items()]
 
 
-def as_rows(tokenizer, pairs):
-    """Tokens, the next tokens, and their weights: 1 in the first line and at its end, 0 in the body and the padding."""
+def tokenize(tokenizer, pairs):
+    """Return the inputs, the next tokens, and their weights.
+
+    The weights are 1 in the first line and at its end, and 0 in the body and the padding.
+    """
     tokens, weights = np.zeros((2, len(pairs), LENGTH + 1), "int32")
     end = tokenizer.token_to_id(END)
     for row, (body, line) in enumerate(pairs):
@@ -58,7 +67,8 @@ def take(rows, indices):
     return keras.tree.map_structure(lambda array: array[indices], rows)
 
 
-def network(vocabulary_size):
+def build(vocabulary_size):
+    """Return a KerasHub task, and a model of the same layers that trains on tokens instead of strings."""
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size,
         num_layers=2,
@@ -69,13 +79,13 @@ def network(vocabulary_size):
         max_sequence_length=LENGTH,
     )
     task = keras_hub.models.GPT2CausalLM(backbone)
-    return task, keras.Model(task.input, task.output)  # without the generation, which takes strings
+    return task, keras.Model(task.input, task.output)
 
 
 def pretrain(vocabulary_size, rows, path):
-    """Writes the weights of a model that knows the docstrings of the standard library."""
+    """Train a model on all tokens of the rows, and save its weights."""
     keras.utils.set_random_seed(0)
-    _, model = network(vocabulary_size)
+    _, model = build(vocabulary_size)
     model.compile(keras.optimizers.Adam(1e-3), LOSS)
     x, y, _ = rows
     model.fit(x, y, sample_weight=(y > 0).astype("float32"), batch_size=32, epochs=12, verbose=0)
@@ -83,16 +93,29 @@ def pretrain(vocabulary_size, rows, path):
 
 
 def fine_tune(seed, weights, vocabulary_size, rows, *, plain=False, times=1, alpha=1.0):
-    """NLL of the test rows after LoRA."""
+    """Fine-tune the pretrained model by LoRA.
+
+    Args:
+        seed: Seed of the data split, the order and the dropout.
+        weights: Path of the pretrained weights.
+        vocabulary_size: Number of tokens of the vocabulary.
+        rows: The result of `tokenize`.
+        plain: Whether to train without R-Drop.
+        times: Factor on the number of epochs.
+        alpha: Weight of the divergence.
+
+    Returns:
+        The NLL of the test rows, in nats per token of the first lines.
+    """
     order = np.random.default_rng(seed).permutation(len(rows[1]))
-    x, y, sample_weight = take(rows, order[:ROWS])
-    x_test, y_test, test_weight = take(rows, order[ROWS : ROWS + TEST_ROWS])
+    x, y, sample_weight = take(rows, order[:TRAINING_ROWS])
+    x_test, y_test, test_weight = take(rows, order[TRAINING_ROWS : TRAINING_ROWS + TEST_ROWS])
     keras.utils.set_random_seed(seed)
-    task, base = network(vocabulary_size)
+    task, base = build(vocabulary_size)
     base.load_weights(weights)
     task.backbone.enable_lora(4)
     model = base if plain else RDropModel(base, alpha=alpha)
-    steps = times * EPOCHS * -(-ROWS // BATCH_SIZE)
+    steps = times * EPOCHS * -(-TRAINING_ROWS // BATCH_SIZE)
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, steps)), LOSS)
     model.fit(x, y, sample_weight=sample_weight, batch_size=BATCH_SIZE, epochs=times * EPOCHS, verbose=0)
     log_probabilities = keras.ops.log_softmax(base.predict(x_test, verbose=0))
@@ -102,20 +125,20 @@ def fine_tune(seed, weights, vocabulary_size, rows, *, plain=False, times=1, alp
 
 def main():
     args = parse_arguments(__doc__)
-    known, new = load(Path(sysconfig.get_path("stdlib"))), load(Path(keras.__file__).parent)
-    vocabulary, merges = train_bpe([text for pair in known for text in pair], 2000, [PAD, END])
+    standard_library, keras_package = load(Path(sysconfig.get_path("stdlib"))), load(Path(keras.__file__).parent)
+    vocabulary, merges = train_bpe([text for pair in standard_library for text in pair], 2000, [PAD, END])
     tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges)
-    rows, size = as_rows(tokenizer, new), len(vocabulary)
+    rows, size = tokenize(tokenizer, keras_package), len(vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "pretrained.weights.h5"
-        pretrain(size, as_rows(tokenizer, known), weights)
-        found = {
+        pretrain(size, tokenize(tokenizer, standard_library), weights)
+        scores = {
             name: np.array([fine_tune(seed, weights, size, rows, **arm) for seed in range(args.runs)])
             for name, arm in ARMS.items()
         }
     table = []
-    for name, nll in found.items():
-        low, high = stats.ttest_1samp(nll - found["plain"], 0.0).confidence_interval()
+    for name, nll in scores.items():
+        low, high = t_interval(nll - scores["plain"])
         cost = ARMS[name].get("times", 1 if name == "plain" else 2)
         table.append(
             {"arm": name, "cost": cost, "deviation": nll.std(ddof=1), "low": low, "high": high, "NLL": nll.mean()}

@@ -1,24 +1,25 @@
-"""What do the loss and the divergence cost at a large vocabulary, with their gradient?
+"""What do the loss, the divergence and their gradient cost at a large vocabulary?
 
     KERAS_BACKEND=torch python benchmarks/loss.py
 
-The rival is Keras's sparse cross-entropy on the same rows: what plain training on the widened batch computes. `fused`
-is what `RDropModel` uses, `unfused` the same objective with each term by Keras's own operations.
+Arms:
+    plain: The baseline: Keras's sparse cross-entropy on the same rows, as in plain training on the widened batch.
+    R-Drop: The objective as `RDropModel` computes it.
+    loss and divergence apart: The same objective, each term by Keras operations.
 """
 
-import keras
 from measure import compare, parse_arguments, report, value_and_gradients
-from objectives import check_same, objective, random_batch
+from objectives import check_same, function_and_inputs
+
+ARMS = ("plain", "R-Drop", "loss and divergence apart")
 
 
 def main():
     args = parse_arguments(__doc__, rows=512, vocabulary=32000)
-    labels, logits = random_batch(args.rows, args.vocabulary)
-    check_same(objective(), objective(fused=False), labels, logits)
-    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    functions = {"plain": plain, "fused": objective(), "unfused": objective(fused=False)}
-    steps = {name: value_and_gradients(function) for name, function in functions.items()}
-    arms = {name: (lambda step=step: step(labels, logits)) for name, step in steps.items()}
+    functions = {arm: function_and_inputs(arm, args.rows, args.vocabulary) for arm in ARMS}
+    check_same(functions["R-Drop"][0], functions["loss and divergence apart"][0], *functions["R-Drop"][1:])
+    steps = {arm: (value_and_gradients(function), *inputs) for arm, (function, *inputs) in functions.items()}
+    arms = {arm: (lambda step=step, inputs=inputs: step(*inputs)) for arm, (step, *inputs) in steps.items()}
     rows = compare(arms, "plain", args.runs)
     report(f"loss, divergence and gradient, 2 x {args.rows} rows, {args.vocabulary} classes, float32", rows, args)
 

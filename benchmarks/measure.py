@@ -1,5 +1,6 @@
-"""What the benchmarks share: ratios of median times in one process, interleaved and warm; the peak memory of a process;
-the table; dated results.
+"""Tools that the benchmarks share: timing, peak memory, compiled gradients, the table and the dated record.
+
+Times are compared within one process: every function is warmed up, then all of them run in turns.
 """
 
 import argparse
@@ -24,10 +25,21 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def parse_arguments(description, **defaults):
-    """`--runs`, `--output`, and an option for each default, of its type; a tuple holds choices, the default first."""
+    """Parse the command line.
+
+    Args:
+        description: The help text.
+        **defaults: Further options and their defaults. The default sets the type of the option; a tuple lists the
+            allowed choices, the default first.
+
+    Returns:
+        The arguments, with `runs` and `output` besides those of `defaults`.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9, help="interleaved runs of each arm (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=9, help="timed runs, or seeds, per arm (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder that the record is written to (default: %(default)s)"
+    )
     for name, default in defaults.items():
         option = f"--{name.replace('_', '-')}"
         choices = default if isinstance(default, tuple) else None
@@ -36,16 +48,17 @@ def parse_arguments(description, **defaults):
     return parser.parse_args()
 
 
-def compare(arms, rival, runs):
-    """Times functions that wait for their result, in turns.
+def compare(arms, baseline, runs):
+    """Time functions in turns.
 
     Args:
-        arms: Dict of names to functions without arguments.
-        rival: The name of the arm that the others are measured against.
-        runs: How often each one runs, after two runs that are not counted.
+        arms: Dict of names to functions without arguments, which return when their result is computed.
+        baseline: Name of the arm that the others are compared with.
+        runs: Number of timed runs per arm, after two runs that are not timed.
 
     Returns:
-        A list of dicts: the arm, its median seconds, and the median, over the runs, of its ratio to the rival.
+        A list of one dict per arm: its name, its median seconds, and the median of its ratios to the baseline, where
+        each run is divided by the baseline's run of the same turn.
     """
     for _ in range(2):
         for function in arms.values():
@@ -59,24 +72,27 @@ def compare(arms, rival, runs):
     return [
         {
             "arm": name,
-            "seconds": statistics.median(of_arm),
-            f"time / {rival}": statistics.median(a / b for a, b in zip(of_arm, seconds[rival], strict=True)),
+            "seconds": statistics.median(arm_seconds),
+            f"time / {baseline}": statistics.median(a / b for a, b in zip(arm_seconds, seconds[baseline], strict=True)),
         }
-        for name, of_arm in seconds.items()
+        for name, arm_seconds in seconds.items()
     ]
 
 
-def report(question, rows, args, **more):
-    """Prints the table, and appends a JSON line with all that it depends on to the results of the question.
+def report(title, rows, args, **more):
+    """Print a table, and append it to the results of this script as one line of JSON.
+
+    The record also holds the date, the command, the versions and the hardware.
 
     Args:
-        question: Title of the table.
-        rows: A list of dicts of the same keys. The first is the arm, the last what arms are compared by.
-        args: From `parse_arguments`.
-        **more: What else belongs into the record: `curves` are drawn, a dict of arms to a dict of two lists, x and y.
+        title: Title of the table.
+        rows: A list of dicts with the same keys. The first key is "arm", the last one the score that `plot.py` draws.
+        args: The result of `parse_arguments`.
+        **more: Further entries of the record. `plot.py` draws `curves`: a dict of arms to a dict with two entries,
+            the axis labels and the lists of x and of y.
     """
     backend = keras.backend.backend()
-    table = Table(title=f"{question}, {backend}")
+    table = Table(title=f"{title}, {backend}")
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
@@ -108,7 +124,12 @@ def _processor():
 
 
 def value_and_gradients(function):
-    """A function of targets and more that also differentiates by the latter, compiled as Keras compiles a step."""
+    """Differentiate a scalar function `f(y, *x)` with respect to all of `x`.
+
+    Returns:
+        A function of the same arguments that returns the value and the list of gradients. It is compiled by XLA on
+        JAX and TensorFlow, and eager on PyTorch.
+    """
     if keras.backend.backend() == "torch":
 
         def run(y, *x):
@@ -134,7 +155,7 @@ def value_and_gradients(function):
 
 
 def optimized_hlo(function, y, *x):
-    """What XLA makes of a function and its gradients: the text of its program, on JAX and TensorFlow."""
+    """Return the text of the program that XLA compiles for a function and its gradients, on JAX and TensorFlow."""
     compiled = _compiled(function)
     if keras.backend.backend() == "jax":
         return compiled.lower(y, x).compile().as_text()
@@ -160,13 +181,13 @@ def _compiled(function):
 
 
 def peak_mebibytes(function):
-    """By how much the resident memory of this process grows while a function runs.
+    """Return the MiB by which the resident memory of this process grows while a function runs. Linux only.
 
-    The kernel's own high-water mark: it misses no short peak, as polling would, and unlike that of `getrusage` it can
-    be reset. Linux only.
+    Reads the high-water mark of the Linux kernel: polling could miss a short peak, and the one of `getrusage` cannot be
+    reset.
     """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed already would take the first part of the growth
+    ctypes.CDLL(None).malloc_trim(0)  # else the function would first fill memory that the allocator still holds
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_mebibytes()
     function()
@@ -174,7 +195,7 @@ def peak_mebibytes(function):
 
 
 def resident_mebibytes():
-    """The memory that this process holds now. Linux only."""
+    """Return the resident memory of this process in MiB. Linux only."""
     return _resident("VmRSS")
 
 
@@ -184,10 +205,11 @@ def _resident(field):
 
 
 def in_own_process(**options):
-    """The number that this script prints when it is called with these options too."""
+    """Run this script again in a new process, with further options, and return the number that it prints last."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, *sys.argv, *words]
-    # Else glibc keeps arrays that were freed in a heap with holes, and how many differs from run to run.
+    # Allocates large arrays by mmap, so that freeing them returns their memory to the system: otherwise glibc keeps
+    # some of it in a fragmented heap, and the peak varies between runs.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return float(result.stdout.split()[-1])

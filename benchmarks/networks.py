@@ -1,4 +1,4 @@
-"""The networks whose training step is measured, each with a batch of random data: a base, x and y."""
+"""The networks whose training step is measured. Each function returns a base and a random batch `x` and `y`."""
 
 import keras
 import keras_hub
@@ -9,7 +9,7 @@ DROPOUT = 0.1
 
 
 def vit(rng, rows=32):
-    """Image classification: 10 classes."""
+    """A ViT that classifies images into 10 classes."""
     backbone = keras_hub.models.ViTBackbone(
         image_shape=(32, 32, 3), patch_size=4, num_layers=4, num_heads=4, hidden_dim=96, mlp_dim=192,
         dropout_rate=DROPOUT, attention_dropout=DROPOUT,
@@ -19,7 +19,7 @@ def vit(rng, rows=32):
 
 
 def translation(rng, rows=32, vocabulary=8000, length=24, width=128):
-    """A transformer of two encoder and two decoder layers that shares its embedding with the output."""
+    """A transformer of two encoder and two decoder layers whose last layer shares its weights with the embedding."""
     embedding = keras_hub.layers.ReversibleEmbedding(vocabulary, width)
     source, target = keras.Input((length,), dtype="int32"), keras.Input((length,), dtype="int32")
     encoded, decoded = (layers.Dropout(DROPOUT)(embedding(tokens)) for tokens in (source, target))
@@ -33,7 +33,7 @@ def translation(rng, rows=32, vocabulary=8000, length=24, width=128):
 
 
 def language_model(rng, rows=8, vocabulary=32000, length=64, width=256, num_layers=2):
-    """A causal transformer."""
+    """A causal transformer, KerasHub's GPT-2."""
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary, num_layers=num_layers, num_heads=4, hidden_dim=width, intermediate_dim=4 * width,
         dropout=DROPOUT, max_sequence_length=length,
@@ -45,9 +45,7 @@ def language_model(rng, rows=8, vocabulary=32000, length=64, width=256, num_laye
 
 
 def conv(rng, rows=128):
-    """A convolutional backbone without randomness, its batch normalization frozen as in fine-tuning, and a head with
-    dropout.
-    """
+    """A convolutional backbone without randomness, with frozen batch normalization, and a classifier with dropout."""
     inputs = keras.Input((64, 64, 3))
     hidden = inputs
     for filters in (16, 32, 64, 128):

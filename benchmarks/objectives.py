@@ -1,39 +1,59 @@
-"""What R-Drop minimizes, at given logits: as `RDropModel` computes it, and with loss and divergence apart."""
+"""The R-Drop objective as a function of logits: as `RDropModel` computes it, and term by term by Keras operations.
+
+This is the only module in `benchmarks/` that uses private modules of keras_rdrop.
+"""
 
 import keras
 import numpy as np
 from keras import ops
 from measure import value_and_gradients
 
+from keras_rdrop._kernels.last_layer import LastLayer
+from keras_rdrop._objective.pairing import output_losses
+from keras_rdrop._objective.terms import JointTerms
+from keras_rdrop._passes.layout import Passes
+from keras_rdrop._passes.step import RunningStep, Step
 from keras_rdrop.divergences import SymmetricKL
-from keras_rdrop.head import Head
-from keras_rdrop.objective import TrainingStep
-from keras_rdrop.pairing import with_divergence
 
-FEATURES = 512  # that the last layer takes, where it belongs to an arm
+FEATURES = 512  # input size of the last layer, in the arms that have one
 
 
-class Apart(SymmetricKL):
-    """The same divergence, by Keras's own operations: keras_rdrop fuses no subclass with the loss."""
+class UnoptimizedSymmetricKL(SymmetricKL):
+    """The same divergence without the library's own gradient: for a subclass, `RDropModel` uses Keras operations."""
 
 
-def objective(fused=True, alpha=1.0, passes=2):
-    """A function of sparse targets and logits whose rows hold the passes next to each other."""
-    step = TrainingStep(passes)
-    divergence = "auto" if fused else Apart(from_logits=True)
-    loss = with_divergence(keras.losses.SparseCategoricalCrossentropy(from_logits=True), divergence, None, step)
-    if fused != (loss.fused is not None):
-        raise AssertionError(f"Expected fused={fused}. Received: {loss.fused}")
+def cross_entropy():
+    """The loss of plain training."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def objective(optimized=True, alpha=1.0, passes=2):
+    """Return the objective as a function of targets and logits.
+
+    In both, the passes over a row are adjacent: `x0, x0, x1, x1, ...` for two passes.
+
+    Args:
+        optimized: Whether to compute loss and divergence together, as `RDropModel` does. Otherwise each term is
+            computed by Keras operations.
+        alpha: Weight of the divergence.
+        passes: Number of passes.
+    """
+    running = RunningStep()
+    divergence = "auto" if optimized else UnoptimizedSymmetricKL(from_logits=True)
+    loss = output_losses(cross_entropy(), divergence, None, running)
+    if optimized != isinstance(loss.terms, JointTerms):
+        raise AssertionError(f"Expected the objective to have optimized={optimized}. Received: {loss.terms}")
 
     def total(y, z):
-        with step.running(alpha):
+        step = Step(alpha, Passes(passes))
+        with running.run(step):
             return loss(y, z) + alpha / 2 * step.divergences[0]
 
     return total
 
 
 def random_batch(rows, vocabulary, passes=2):
-    """Targets and logits, every row `passes` times: the targets are the same in all of them, the logits are not."""
+    """Return random targets, the same in all passes over a row, and random logits, different in each pass."""
     rng = np.random.default_rng(0)
     labels = np.repeat(rng.integers(0, vocabulary, rows), passes).astype("int32")
     logits = rng.normal(size=(passes * rows, vocabulary)).astype("float32")
@@ -41,7 +61,7 @@ def random_batch(rows, vocabulary, passes=2):
 
 
 def check_same(function, other, *inputs):
-    """Raises an error unless two functions have the same value and gradients."""
+    """Raise an `AssertionError` unless two functions have the same value and gradients."""
     (value, gradients), (expected, expected_gradients) = (value_and_gradients(f)(*inputs) for f in (function, other))
     np.testing.assert_allclose(ops.convert_to_numpy(value), ops.convert_to_numpy(expected), rtol=1e-5)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
@@ -50,10 +70,20 @@ def check_same(function, other, *inputs):
 
 
 def function_and_inputs(arm, rows, vocabulary):
-    """An arm, its targets, and what it is differentiated in: the logits, or features and kernel of the last layer."""
+    """Return the function of an arm, followed by its inputs.
+
+    Args:
+        arm: "plain", "R-Drop" or "loss and divergence apart" for a function of targets and logits; with "Dense, "
+            before it, or "fuse_head=True", for a function of targets, features and the kernel of the last layer.
+        rows: Number of rows, each of which has two passes.
+        vocabulary: Number of classes.
+    """
     labels, logits = random_batch(rows, vocabulary)
-    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    losses = {"plain": plain, "fused": objective(), "unfused": objective(fused=False)}
+    losses = {
+        "plain": cross_entropy(),
+        "R-Drop": objective(),
+        "loss and divergence apart": objective(optimized=False),
+    }
     if arm in losses:
         return losses[arm], labels, logits
     rng = np.random.default_rng(0)
@@ -61,17 +91,17 @@ def function_and_inputs(arm, rows, vocabulary):
         ops.convert_to_tensor(rng.normal(size=shape).astype("float32") / FEATURES**0.5)
         for shape in ((2 * rows, FEATURES), (FEATURES, vocabulary))
     )
-    if arm == "head":
-        return by_head, labels, features, kernel
+    if arm == "fuse_head=True":
+        return last_layer_objective, labels, features, kernel
     loss = losses[arm.removeprefix("Dense, ")]
     return lambda y, x, w: loss(y, ops.matmul(x, w)), labels, features, kernel
 
 
-def by_head(y, features, kernel):
-    """The objective as `fuse_head=True` computes it."""
-    head = Head(keras.layers.Dense(kernel.shape[1], use_bias=False))
-    head.weights = lambda: [kernel]
-    shares = ops.ones((len(features) // 2, 2)) / len(features)
+def last_layer_objective(y, features, kernel):
+    """The last layer and the objective, as `RDropModel(fuse_head=True)` computes them: in chunks of rows."""
+    last_layer = LastLayer(keras.layers.Dense(kernel.shape[1], use_bias=False))
+    last_layer.weights = lambda: [kernel]
+    weights = ops.ones((len(features) // 2, 2)) / len(features)
     pairs = ops.reshape(features, (-1, 2, FEATURES))
-    terms = head.terms(pairs, ops.reshape(y, (-1, 2)), 0.0, shares, shares, scale=0.5)
+    terms = last_layer.weighted_terms(pairs, ops.reshape(y, (-1, 2)), 0.0, weights, weights, scale=0.5)
     return terms[0] + 0.5 * terms[1]

@@ -1,32 +1,38 @@
-"""Draws the results: one picture a script, with a panel for each command.
+"""Draw the results: one picture per script, with one panel per command.
 
     python benchmarks/plot.py
 
-Each bar, or point with its deviation over the seeds, is what an arm is compared by, the last column of the table that
-the script printed; the line is the rival. Of several records of a command on a backend, the latest counts.
+A bar shows the score that arms are compared by: the last column of the table that the script printed. Where the table
+has a standard deviation over the seeds, a point with an error bar shows both. The vertical line is the baseline. If a
+command was run several times on a backend, the latest record counts.
 """
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 BACKENDS = ("tensorflow", "jax", "torch")
+# Older records use these words in the names of arms.
+RENAMED = {"fused": "R-Drop", "unfused": "loss and divergence apart", "head": "fuse_head=True"}
 
 
 def latest(path):
-    """Records by command and backend."""
+    """Return the latest record of each command and backend, as a dict of dicts."""
     commands = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
+        for row in record["rows"]:
+            row["arm"] = re.sub(rf"\b({'|'.join(RENAMED)})\b", lambda match: RENAMED[match[0]], row["arm"])
         commands.setdefault(record["command"], {})[record["backend"]] = record
     return commands
 
 
 def draw_curves(records, axes):
-    """A line for each arm and backend."""
+    """Draw a line for each arm and backend."""
     for backend, record in records.items():
         for style, (arm, curve) in zip(("--", "-"), record["curves"].items(), strict=False):
             (x, x_values), (y, y_values) = curve.items()
@@ -37,28 +43,29 @@ def draw_curves(records, axes):
 
 
 def draw_bars(records, axes):
+    """Draw a bar, or a point with an error bar, for each arm and backend."""
     arms = list(dict.fromkeys(row["arm"] for record in records.values() for row in record["rows"]))
     backends = [backend for backend in BACKENDS if backend in records]
     height = 0.8 / len(backends)
-    rival = 1.0  # of a ratio
+    baseline = 1.0  # all bars are ratios
     for offset, backend in enumerate(backends):
         rows = {row["arm"]: row for row in records[backend]["rows"]}
-        measure = list(records[backend]["rows"][0])[-1]
-        places = [place + (offset - (len(backends) - 1) / 2) * height for place in range(len(arms))]
-        values = [rows[arm][measure] if arm in rows else float("nan") for arm in arms]
+        column = list(records[backend]["rows"][0])[-1]
+        positions = [index + (offset - (len(backends) - 1) / 2) * height for index in range(len(arms))]
+        values = [rows[arm][column] if arm in rows else float("nan") for arm in arms]
         color = f"C{BACKENDS.index(backend)}"
         if "deviation" in records[backend]["rows"][0]:
             deviations = [rows[arm]["deviation"] for arm in arms]
-            axes.errorbar(values, places, xerr=deviations, fmt="o", capsize=3, label=backend, color=color)
-            rival = values[0]
+            axes.errorbar(values, positions, xerr=deviations, fmt="o", capsize=3, label=backend, color=color)
+            baseline = values[0]
         else:
-            bars = axes.barh(places, values, height, label=backend, color=color)
+            bars = axes.barh(positions, values, height, label=backend, color=color)
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-    axes.axvline(rival, color="black", linewidth=1)
+    axes.axvline(baseline, color="black", linewidth=1)
     axes.set_yticks(range(len(arms)), arms)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel(measure)
+    axes.set_xlabel(column)
 
 
 def draw(command, records, axes):

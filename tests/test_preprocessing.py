@@ -79,9 +79,7 @@ class TestRawData:
         assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(TEXTS))}
 
 
-@pytest.mark.parametrize(
-    "name", ["fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch"]
-)
+@pytest.mark.parametrize("name", ["fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch"])
 def test_signatures_are_those_of_keras(name):
     """Editors and `help()` show the arguments of Keras."""
     found, expected = (inspect.signature(getattr(cls, name)) for cls in (RDropModel, keras.Model))

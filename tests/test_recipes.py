@@ -5,9 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-import keras_rdrop.recipes.__main__
-from keras_rdrop import recipes
-from keras_rdrop.recipes import RECIPES, convert_alpha
+from keras_rdrop.recipes import RECIPES, __main__, convert_alpha
 
 NUMBERS = [
     "alpha",
@@ -91,7 +89,7 @@ def test_convert_alpha_says_what_is_missing():
 
 def test_the_table_lists_every_recipe(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    recipes.__main__.main()
+    __main__.main()
     printed = capsys.readouterr().out
     for name in RECIPES:
         assert name in printed

@@ -1,10 +1,10 @@
-"""Does R-Drop help, and by how much, at equal compute? Runs the cells of `study.py` that have no result yet.
+"""Does R-Drop help at equal compute, and by how much? Run the cells of `study.py` that have no result yet.
 
     KERAS_BACKEND=torch python benchmarks/quality/run.py --minutes 60
 
-Every cell is a process of its own; when it is done, a line is appended to the results file, and a cell that was killed
-runs again. Several machines, or processes with a `--task` each, can write a file of their own into the results folder:
-all files there count. The test scores of a run that tunes are not kept.
+Each cell runs in its own process and appends one line to the results file when it is done. A cell that was killed runs
+again. Several machines, or several processes with different `--task`, can each write their own file into the results
+folder: all files in it are read. The test scores of tuning runs are not kept.
 """
 
 import argparse
@@ -29,21 +29,27 @@ RESULTS = Path(__file__).parent / "results"
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60, help="start no cell after (default: %(default)s)")
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help="of these only")
-    parser.add_argument("--output", type=Path, default=RESULTS / "study.jsonl", help="default: %(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="start no new cell after this time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help="run only these tasks"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS / "study.jsonl", help="results file (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
 def next_cells(args, failed):
-    """What is pending on this backend by now, less what failed before."""
+    """List the cells that are pending on this backend, without those that failed before."""
     backend = keras.config.backend()
     done = [result for result in results(args.output.parent) if result["backend"] == backend]
     return [cell for cell in pending(done, args.task) if cell not in failed]
 
 
 def run(cell: Cell):
-    """The result of a cell, or `None` if it failed; what it printed goes to the error output then."""
+    """Run a cell and return its result. If it fails, print its output to stderr and return `None`."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *cell.arguments, "--output", folder]
         start = time.perf_counter()
@@ -85,7 +91,9 @@ def main(argv=None):
                 failed.add(cell)
             else:
                 line = f"{json.dumps(result)}\n".encode()
-                with open(args.output, "ab", buffering=0) as file:  # in one write, so that none is cut off by a kill
+                with open(
+                    args.output, "ab", buffering=0
+                ) as file:  # a single write, so that a kill leaves no partial line
                     file.write(line)
             progress.advance(bar)
 

@@ -1,8 +1,8 @@
-"""What the study compares. A cell is a task, an arm, a setting and a seed: one run of a script of `examples/`.
+"""The plan of the study. A cell is one run of a script in `examples/`: a task, an arm, a setting and a seed.
 
-Each of the three arms that decide is tuned first: every one of `SETTINGS` is run with a seed of its own, its test
-scores are thrown away, and the setting of the lowest validation loss at the end is the one that the other seeds run
-with. The other arms are variations of these, and run with the setting of R-Drop, or of plain training for longer.
+The three deciding arms are tuned first: each of `SETTINGS` runs once with a separate seed. The setting with the lowest
+validation loss at the end of training is used for the other seeds; the test scores of the tuning runs are discarded.
+The other arms are variations. They use the setting of R-Drop or, for plain training, that of equal row passes.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A data set, at a size that trains in minutes.
+    """An example script with data of a size that trains in minutes.
 
     Args:
-        script: Name of the example.
-        flags: Its settings, the same in every arm.
-        epochs: Passes over the data, in the arms of one pass a step.
+        script: Name of the script in `examples/`, without the suffix.
+        flags: Command-line flags that all arms share.
+        epochs: Number of epochs of plain training and of R-Drop. Some arms multiply it.
         alpha: Weight of the divergence.
-        learning_rate: Peak of the learning rate, before it is tuned.
-        dropout: Rate of the dropout, before it is tuned.
-        scores: The scores to compare, the one that decides first: whether a small one is a good one.
+        learning_rate: Peak learning rate before tuning.
+        dropout: Dropout rate before tuning.
+        scores: The scores to compare, the deciding one first, as a dict of names to whether lower is better.
     """
 
     script: str
@@ -86,7 +86,7 @@ TASKS = {
     "text, 1,600 labels": _text("--rows 1600", 2),
 }
 
-# The flags of each arm, given the epochs and the alpha of the task.
+# The flags of each arm. The placeholders are filled in with multiples of the epochs and the alpha of the task.
 ARMS = {
     "plain": "--plain --epochs {epochs}",
     "plain, equal row passes": "--plain --epochs {twice}",
@@ -104,8 +104,8 @@ ARMS = {
     "plain, equal row passes, smoothed labels": "--plain --label-smoothing 0.1 --epochs {twice}",
 }
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
-# The other arms are run where R-Drop helps most, which is the language model, and where a cell takes least, which is
-# the small images; elsewhere they ask one question each. benchmarks/settings.py sweeps more settings, on 100 digits.
+# Most variations run on the language model, where R-Drop helps most, and on the small images, whose cells are the
+# fastest. Elsewhere each variation answers one question. benchmarks/settings.py sweeps more settings, on 100 digits.
 INSTEAD = ("plain, equal row passes, larger dropout", "plain, equal row passes, smoothed labels")
 LONGER = ("plain, four times as long", "R-Drop, twice as long")
 OTHERWISE = (
@@ -124,15 +124,17 @@ VARIATIONS = {
     "text, 100 labels": (*INSTEAD, "R-Drop, three times alpha", "R-Drop, 300 unlabelled rows"),
 }
 SEEDS = range(5)
-# Of the arms that decide, where so many can be had.
+# More seeds for the deciding arms, on tasks that are fast enough.
 MORE_SEEDS = {"language model": range(12)}
 TUNING_SEED = 100
-# By what the learning rate and the dropout of the task are multiplied.
+# Factors on the learning rate and on the dropout rate of the task.
 SETTINGS = ((1, 1), (2, 1), (1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
+    """One run of an example."""
+
     task: str
     arm: str
     setting: tuple[int, int]
@@ -140,12 +142,12 @@ class Cell:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows `python`."""
+        """The command line without `python`."""
         task = TASKS[self.task]
         alphas = {"alpha": task.alpha, "third": round(task.alpha / 3, 3), "triple": 3 * task.alpha}
         arm = ARMS[self.arm].format(epochs=task.epochs, twice=2 * task.epochs, four=4 * task.epochs, **alphas)
         learning_rate, dropout = task.learning_rate * self.setting[0], task.dropout * self.setting[1]
-        if "larger dropout" in self.arm:  # as if it was applied twice
+        if "larger dropout" in self.arm:  # as if dropout was applied twice
             dropout = 1.0 - (1.0 - dropout) ** 2
         tuned = f"--learning-rate {learning_rate:g} --dropout {dropout:g} --seed {self.seed}"
         return f"examples/{task.script}.py {task.flags} {arm} {tuned}".split()
@@ -156,21 +158,21 @@ class Cell:
 
 
 def arms_of(task: str) -> list[str]:
-    """The arms that are run on a task."""
+    """List the arms that run on a task."""
     return [*DECIDING, *VARIATIONS.get(task, ())]
 
 
 def seeds_of(task: str, arm: str) -> range:
-    """The seeds that an arm is run with."""
+    """Return the seeds that an arm runs with."""
     return MORE_SEEDS.get(task, SEEDS) if arm in DECIDING else SEEDS
 
 
 def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Iterator[Cell]:
-    """The cells to run next, the most informative first: the deciding arms of every task, then the others.
+    """Yield the cells to run next: the deciding arms of all tasks first, then the other arms.
 
     Args:
-        done: Results of one backend. Where the arms that decide are not tuned yet, their tuning is what is pending.
-        tasks: The tasks to look at.
+        done: Results of one backend. For a task whose deciding arms are not tuned yet, the cells are the tuning runs.
+        tasks: Names of the tasks to run.
     """
     done = list(done)
     finished = {result["cell"] for result in done}
@@ -180,14 +182,23 @@ def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Ite
             if set(cells) <= finished:
                 arms = [arm for arm in arms_of(task) if (arm in DECIDING) == decides]
                 cells = [Cell(task, arm, tuned(done, task, arm), seed) for arm in arms for seed in seeds_of(task, arm)]
-                cells.sort(key=lambda cell: cell.seed)  # so that every arm has as many
-            elif not decides:  # it is pending already
+                cells.sort(key=lambda cell: cell.seed)  # so that all arms have the same number of seeds at any time
+            elif not decides:  # its tuning runs were yielded in the first round
                 continue
             yield from (cell for cell in cells if cell not in finished)
 
 
 def tuned(done: Iterable[dict[str, Any]], task: str, arm: str) -> tuple[int, int] | None:
-    """The setting of an arm, by the results of one backend, if any: that of the lowest validation loss at the end."""
+    """Return the setting of an arm with the lowest validation loss at the end of training.
+
+    Args:
+        done: Results of one backend.
+        task: Name of the task.
+        arm: Name of the arm. Variations have the setting of the deciding arm that they vary.
+
+    Returns:
+        The setting, or `None` if no tuning run is done.
+    """
     if arm not in DECIDING:
         arm = "plain, equal row passes" if "--plain" in ARMS[arm] else "R-Drop"
     losses = {
@@ -199,7 +210,10 @@ def tuned(done: Iterable[dict[str, Any]], task: str, arm: str) -> tuple[int, int
 
 
 def results(folder: Path) -> Iterator[dict[str, Any]]:
-    """What `run.py` wrote into a folder, with its cell. What was run with other settings than now is left out."""
+    """Yield the results that `run.py` wrote into a folder, each with its cell under the key "cell".
+
+    Results of cells that are no longer part of the plan are left out.
+    """
     by_command = {
         cell.command: cell
         for task in TASKS

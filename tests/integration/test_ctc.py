@@ -1,4 +1,4 @@
-"""CTC learns from sequences of different lengths, on the task of `benchmarks/ctc.py`."""
+"""CTC learns to read sequences of different lengths, on the small task of `benchmarks/ctc.py`."""
 
 import keras
 import pytest
@@ -11,7 +11,7 @@ ctc = import_from("benchmarks", "ctc")
 
 @pytest.mark.slow
 def test_reading_digits(rng):
-    x, y = ctc.rows_of_digits(rng, 600)
+    x, y = ctc.digit_sequences(rng, 600)
     base = ctc.build()
     model = RDropModel(base, alpha=0.2)
     model.compile(keras.optimizers.Adam(5e-3), keras.losses.CTC())

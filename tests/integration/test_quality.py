@@ -1,4 +1,4 @@
-"""The study: which cells it has, and what it makes of known results."""
+"""The study: the cells that it plans, and the page that it renders from known results."""
 
 import dataclasses
 import itertools
@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from support.scripts import import_from
 
+paired_statistics = import_from("benchmarks", "paired_statistics")
 evidence, run, study = (import_from("benchmarks/quality", name) for name in ("evidence", "run", "study"))
 
 SETTING = study.SETTINGS[1]
@@ -30,16 +31,16 @@ def line(task, arm, setting, seed, score=None, loss=0.5):
 
 
 def tuning(task, arm):
-    """Results by which `SETTING` is chosen."""
+    """Tuning runs in which `SETTING` has the lowest validation loss."""
     return [line(task, arm, setting, study.TUNING_SEED, loss=float(setting != SETTING)) for setting in study.SETTINGS]
 
 
-def write(path, differences, arm="R-Drop", rival="plain, equal row passes", task="text, 400 labels"):
-    """Results of two arms whose scores differ by known numbers; those of settings that are not chosen differ more."""
-    lines = tuning(task, arm) + tuning(task, rival)
+def write(path, differences, arm="R-Drop", baseline="plain, equal row passes", task="text, 400 labels"):
+    """Write results of two arms with known differences, which are larger with the settings that are not chosen."""
+    lines = tuning(task, arm) + tuning(task, baseline)
     for seed, difference in enumerate(differences):
         for setting in study.SETTINGS:
-            lines.append(line(task, rival, setting, seed, 0.5 + seed / 100))
+            lines.append(line(task, baseline, setting, seed, 0.5 + seed / 100))
             more = 0.0 if setting == SETTING else 1.0
             lines.append(line(task, arm, setting, seed, 0.5 + seed / 100 + difference + more))
     path.write_text("\n".join(lines) + "\n")
@@ -59,16 +60,16 @@ def test_verdicts(differences, expected, tmp_path):
     assert [row["score"] for row in rows] == ["accuracy", "NLL", "ECE", evidence.STOPPED]
     assert rows[0]["verdict"] == expected
     assert rows[0]["effect"] == pytest.approx(np.mean(differences))
-    assert rows[1]["effect"] == pytest.approx(-np.mean(differences))  # of it, less is better
+    assert rows[1]["effect"] == pytest.approx(-np.mean(differences))  # lower is better
     assert rows[0]["p"] == pytest.approx(min(1.0, 4 * stats.wilcoxon(differences).pvalue))
     evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
     page = (tmp_path / "evidence.md").read_text()
     assert f"| {expected} |" in page
-    assert f"| text, 400 labels | accuracy | {expected} | 0% |" in page  # the last column: the loss does not rise
+    assert f"| text, 400 labels | accuracy | {expected} | 0% |" in page  # 0%: the validation loss does not rise
     assert "| text, 400 labels | R-Drop | 1 | **0** | 1 |" in page
 
 
-def test_nothing_is_said_of_less_than_five_seeds(tmp_path):
+def test_arms_with_fewer_than_five_seeds_are_left_out(tmp_path):
     write(tmp_path / "a.jsonl", [0.1] * 4)
     evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
     assert "helps" not in (tmp_path / "evidence.md").read_text()
@@ -87,7 +88,7 @@ def test_a_variation_is_compared_with_r_drop(tmp_path):
     assert len(table.splitlines()) == 4
 
 
-def test_the_validation_loss_of_smoothed_labels_is_compared_with_no_other(tmp_path):
+def test_the_validation_loss_with_smoothed_labels_is_not_compared(tmp_path):
     task, smoothed = "text, 400 labels", "plain, equal row passes, smoothed labels"
     write(tmp_path / "a.jsonl", [0.1, 0.2])
     with (tmp_path / "a.jsonl").open("a") as file:
@@ -99,16 +100,16 @@ def test_the_validation_loss_of_smoothed_labels_is_compared_with_no_other(tmp_pa
     assert smoothed not in evidence.table_of_costs(loaded)
 
 
-def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
+def test_runs_with_different_settings_or_backends_are_not_paired(tmp_path):
     write(tmp_path / "a.jsonl", [0.1, 0.1])
     lines = (tmp_path / "a.jsonl").read_text()
-    (tmp_path / "a.jsonl").write_text(lines.replace("--epochs 5", "--epochs 6"))  # of R-Drop alone
+    (tmp_path / "a.jsonl").write_text(lines.replace("--epochs 5", "--epochs 6"))  # R-Drop only
     assert set(evidence.load(tmp_path)["text, 400 labels"]) == {"plain, equal row passes"}
-    evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")  # nothing to compare is no error
+    evidence.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")  # works without any pair
     assert "## R-Drop against" not in (tmp_path / "evidence.md").read_text()
-    of_rival = study.Cell("text, 400 labels", "plain, equal row passes", SETTING, 0).command
+    baseline_command = study.Cell("text, 400 labels", "plain, equal row passes", SETTING, 0).command
     moved = [
-        text.replace(f'"{keras.config.backend()}"', '"another"') if of_rival in text else text
+        text.replace(f'"{keras.config.backend()}"', '"another"') if baseline_command in text else text
         for text in lines.splitlines()
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(moved))
@@ -125,7 +126,7 @@ def test_runs_of_other_settings_or_backends_are_no_pair(tmp_path):
         (0.1, -0.1, "helps | hurts | none"),
     ],
 )
-def test_the_alpha_of_the_lowest_validation_loss_is_recommended_if_it_helps(equal, shorter, recommended, tmp_path):
+def test_the_alpha_with_the_lowest_validation_loss_is_recommended_if_it_helps(equal, shorter, recommended, tmp_path):
     task = "text, 400 labels"
     lines = [text for arm in ("R-Drop", "plain", "plain, equal row passes") for text in tuning(task, arm)]
     for seed in range(3):
@@ -140,8 +141,8 @@ def test_the_alpha_of_the_lowest_validation_loss_is_recommended_if_it_helps(equa
 
 
 def test_holm():
-    """The example of Holm's method: sorted p-values times 4, 3, 2, 1, and never less than the one before."""
-    np.testing.assert_allclose(evidence.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    """Sorted p-values are multiplied by 4, 3, 2 and 1, and never decrease."""
+    np.testing.assert_allclose(paired_statistics.holm_correction([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
 
 
 def done(tmp_path, *lines):
@@ -169,19 +170,19 @@ def test_tuning_comes_before_the_cells_and_the_deciding_arms_before_the_others(t
     assert list(study.pending(done(tmp_path, *tuned, finished))) == pending[1:]
 
 
-def test_a_task_of_more_seeds(tmp_path):
+def test_a_task_with_more_seeds(tmp_path):
     task = "language model"
     assert len(study.MORE_SEEDS[task]) > len(study.SEEDS)
     tuned = [text for arm in study.DECIDING for text in tuning(task, arm)]
-    of_arms = {arm: [] for arm in study.arms_of(task)}
+    seeds_by_arm = {arm: [] for arm in study.arms_of(task)}
     for cell in study.pending(done(tmp_path, *tuned), [task]):
-        of_arms[cell.arm].append(cell.seed)
-    assert all(seeds == list(study.seeds_of(task, arm)) for arm, seeds in of_arms.items())
+        seeds_by_arm[cell.arm].append(cell.seed)
+    assert all(seeds == list(study.seeds_of(task, arm)) for arm, seeds in seeds_by_arm.items())
     last = line(task, "plain", SETTING, study.MORE_SEEDS[task][-1], 0.5)
     assert [result["cell"].seed for result in done(tmp_path, last)] == [study.MORE_SEEDS[task][-1]]
 
 
-def test_the_other_arms_take_the_setting_of_the_one_that_they_vary(tmp_path):
+def test_variations_use_the_setting_of_the_arm_that_they_vary(tmp_path):
     best = {"plain": 0, "plain, equal row passes": 1, "R-Drop": 2}
     found = done(
         tmp_path,

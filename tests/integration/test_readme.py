@@ -21,9 +21,24 @@ BACKENDS = {"TensorFlow": "tensorflow", "JAX": "jax", "PyTorch": "torch"}
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
 
+def expand_snippets(block):
+    """Replace each include by the section of a file that it names, as mkdocs does with `pymdownx.snippets`.
+
+    An include has three lines: `--8<--`, `path:section` and `--8<--`. In one line, `--8<-- "path:section"` would be
+    valid Python, which ruff formats.
+    """
+
+    def read_section(match):
+        path, name = match.groups()
+        section = rf"^# --8<-- \[start:{name}\]\n(.*?)^# --8<-- \[end:{name}\]"
+        return re.search(section, (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)[1]
+
+    return re.sub(r"^--8<--\n(.+):(\w+)\n--8<--$", read_section, block, flags=re.MULTILINE)
+
+
 def python_blocks(page):
     return [
-        block
+        expand_snippets(block)
         for section in re.split("^## ", (ROOT / page).read_text(), flags=re.MULTILINE)
         if BACKENDS.get(section.partition("\n")[0], keras.backend.backend()) == keras.backend.backend()
         for block in re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)

@@ -54,7 +54,8 @@ def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
         return ops.sum(weights[0] * terms[0]) + scale * ops.sum(weights[1] * terms[1])
 
     vector = np.concatenate([array.ravel() for array in arrays])
-    (value, gradient), (expected_value, expected_gradient) = (value_and_gradient(f, vector) for f in (computed, expected))
+    value, gradient = value_and_gradient(computed, vector)
+    expected_value, expected_gradient = value_and_gradient(expected, vector)
     np.testing.assert_allclose(float(value), float(expected_value), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(
         ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected_gradient), rtol=1e-4, atol=1e-6
@@ -91,11 +92,12 @@ def test_half_precision_keeps_small_gradients(rng):
 
     def gradient(weight, loss_scale):
         weights = weight * ops.ones((4, 2))
-        value = value_and_gradient(
-            lambda x: loss_scale * LastLayer(layer).weighted_terms(ops.cast(x, "float16"), targets, 0.0, weights, weights, 0.5)[0],
-            ops.cast(features, "float32"),
-        )
-        return ops.convert_to_numpy(value[1])
+
+        def scaled_loss(x):
+            terms = LastLayer(layer).weighted_terms(ops.cast(x, "float16"), targets, 0.0, weights, weights, 0.5)
+            return loss_scale * terms[0]
+
+        return ops.convert_to_numpy(value_and_gradient(scaled_loss, ops.cast(features, "float32"))[1])
 
     np.testing.assert_allclose(gradient(2.0**-20, loss_scale=2.0**20), gradient(1.0, loss_scale=1.0), rtol=1e-3)
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import reference
-
 from support.gradients import value_and_gradient
 from support.straightforward import cross_entropy_and_symmetric_kl as derived
 

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-import reference
-from known_noise import KnownNoise, train
+from support import reference
+from support.known_noise import KnownNoise, train
 
 from keras_rdrop import RDropModel
 from keras_rdrop._objective.pairing import output_losses

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from known_noise import KnownNoise, train
-from support.straightforward import UnfusedSymmetricKL
+from support import reference
+from support.known_noise import KnownNoise, train
+from support.straightforward import UnoptimizedSymmetricKL
 
 from keras_rdrop import RDropModel
 from keras_rdrop._objective import terms
@@ -107,7 +107,7 @@ def test_joint_terms_equal_separate_terms(loss, reduction, rng, monkeypatch):
     logs, calls = [], []
     kernel = terms.cross_entropy_and_symmetric_kl
     monkeypatch.setattr(terms, "cross_entropy_and_symmetric_kl", lambda *args: calls.append(1) or kernel(*args))
-    for divergence in (SymmetricKL, UnfusedSymmetricKL):
+    for divergence in (SymmetricKL, UnoptimizedSymmetricKL):
         model = RDropModel(base, alpha=2.0, divergence=divergence(from_logits=True, reduction=reduction))
         model.compile(keras.optimizers.SGD(0.0), keras_loss)
         logs.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True))

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from support.straightforward import UnfusedSymmetricKL
+from support.straightforward import UnoptimizedSymmetricKL
 
 from keras_rdrop import RDropModel
 from keras_rdrop._passes.graph import find_training_graph
@@ -254,7 +253,7 @@ def test_random_graphs(seed, size, passes, fuse_head):
         options = {
             "share_prefix": fast,
             "fuse_head": fuse_head and fast,
-            "divergence": "auto" if fast else UnfusedSymmetricKL(from_logits=True),
+            "divergence": "auto" if fast else UnoptimizedSymmetricKL(from_logits=True),
         }
         model = RDropModel(base, passes=passes, **options)
         model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import train_on_devices
 
-from keras_rdrop import head
+from keras_rdrop._kernels import last_layer
 
 KINDS = {"all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"}
 
@@ -37,7 +37,7 @@ def count(model, x, y, weights):
 
 
 def main():
-    head._MOST_ROWS_OF_A_CHUNK = 8  # fewer than the batch has, as with a large vocabulary: no chunk is padded
+    last_layer._MAX_ROWS_PER_CHUNK = 8  # fewer than in the batch, as with a large vocabulary: no chunk is padded
     train_on_devices.start(sys.argv[1], jax.device_count(), process=0, processes=1, port=0)
     counted = {}
     for case in train_on_devices.CASES:

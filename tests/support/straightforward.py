@@ -5,7 +5,7 @@ from keras import ops
 from keras_rdrop.divergences import SymmetricKL, symmetric_kl
 
 
-class UnfusedSymmetricKL(SymmetricKL):
+class UnoptimizedSymmetricKL(SymmetricKL):
     """The same divergence. The library computes no subclass together with the loss."""
 
 

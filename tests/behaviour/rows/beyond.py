@@ -10,7 +10,7 @@ from support.table import assert_same_weights, check, row, sparse_ce
 from keras_rdrop import RDropModel
 from keras_rdrop.layers import RDrop
 
-own_divergences = import_from("benchmarks", "settings").own_divergences
+further_divergences = import_from("examples", "further_divergences")
 
 
 @row("Beyond the paper", "fraction: two passes over part of the rows")
@@ -48,7 +48,8 @@ def _(kind, rng):
 
 @row("Beyond the paper", "a custom divergence")
 def _(kind, rng):
-    check(lambda: build(kind), *example_data(kind, rng), divergence=own_divergences()["LearnFromTheOther"]())
+    divergence = further_divergences.LearnFromTheOther()
+    check(lambda: build(kind), *example_data(kind, rng), divergence=divergence)
 
 
 @row("Beyond the paper", "CTC")

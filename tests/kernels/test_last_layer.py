@@ -234,7 +234,7 @@ def subclassed():
 def test_bases_with_an_unsupported_last_layer(make_base, rng):
     model = RDropModel(make_base(), fuse_head=True)
     model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="Expected a `base` whose last layer can be computed together with the loss"):
+    with pytest.raises(ValueError, match="Expected a `base` whose last layer can be computed with the loss"):
         model.fit(rng.normal(size=(8, 6)), rng.integers(0, CLASSES, 8), verbose=0)
 
 

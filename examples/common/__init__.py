@@ -1,1 +1,1 @@
-"""What the examples share: arguments, data, training, and the report at the end."""
+"""The code that the examples share: arguments, data, helpers around `fit`, and the report."""

@@ -1,80 +1,88 @@
-"""The arguments of the examples: the same few flags everywhere, and what a recipe of the paper sets."""
+"""Command-line arguments: the flags that all examples share, and the settings of the recipes of the paper."""
 
 import argparse
-import contextlib
-import io
-import logging
-import os
-import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-
-import keras
+from typing import Any
 
 from keras_rdrop.recipes import RECIPES
-from keras_rdrop.torch_data_parallel import TorchDataParallel
 
 
-def build_parser(task, description, **defaults):
-    """The flags that all examples have.
+def build_parser(task: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Builds a parser with the flags that all examples share.
 
     Args:
-        task: Name of the example, which is the `task` of its recipes.
+        task: Name of the script without `.py`. It is also the `task` of the recipes that the script accepts.
         description: The docstring of the script.
-        **defaults: Defaults of flags, where the example has its own.
+        **defaults: Defaults of shared flags that differ in this script.
 
     Returns:
-        An `argparse.ArgumentParser`, for the script to add its own flags to.
+        A parser to which the script adds its own flags.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
     add = parser.add_argument
     recipes = [name for name, recipe in RECIPES.items() if recipe.task == task]
     arms = parser.add_mutually_exclusive_group()
-    arms.add_argument("--compare", action="store_true", help="train plainly first, with the same seed and data")
-    arms.add_argument("--plain", action="store_true", help="train plainly, without R-Drop")
-    add("--recipe", choices=recipes, metavar="NAME", help="settings of the paper, on its data: " + ", ".join(recipes))
-    add("--dataset", metavar="TFDS", help="data set of tensorflow_datasets; the default is small and fetched with pip")
-    add("--data-dir", metavar="DIR", help="where tensorflow_datasets keeps its data")
-    add("--rows", type=int, help="training rows, where there are more")
-    add("--validation-rows", type=int, default=500, help="rows to validate on after every epoch, where there are more")
-    add("--test-rows", type=int, help="rows to score on, where there are more")
+    arms.add_argument("--compare", action="store_true", help="train the plain model first, with the same seed and data")
+    arms.add_argument("--plain", action="store_true", help="train the plain model only, without R-Drop")
+    add("--recipe", choices=recipes, metavar="NAME", help="data and settings of the paper: " + ", ".join(recipes))
+    add("--dataset", metavar="TFDS", help="data set of tensorflow_datasets (default: small data, fetched with pip)")
+    add("--data-dir", metavar="DIR", help="folder of the prepared data sets of tensorflow_datasets")
+    add("--rows", type=int, help="maximum number of training rows")
+    add("--validation-rows", type=int, default=500, help="maximum number of rows to validate on after each epoch")
+    add("--test-rows", type=int, help="maximum number of rows to score on")
     add("--alpha", type=float, default=1.0, help="weight of the divergence")
-    add("--alpha-warmup-steps", type=int, default=0, help="steps in which alpha grows from 0, linearly")
-    add("--passes", type=int, default=2, help="passes over a row in a step")
-    add("--fraction", type=float, default=1.0, help="part of the rows that goes through all of them")
-    add("--dropout", type=float, default=0.1, help="rate of the dropout layers")
-    add("--label-smoothing", type=float, default=0.0, help="part of each label that is spread over all")
-    add("--batch-size", type=int, default=32, help="rows a step")
-    add("--epochs", type=int, default=3, help="passes over the training rows")
-    add("--steps", type=int, help="steps of the optimizer, rounded up to whole epochs; instead of --epochs")
-    add("--learning-rate", type=float, default=1e-4, help="peak of the schedule")
-    add("--schedule", choices=["cosine", "linear", "inverse_sqrt", "constant"], default="cosine", help="after warm-up")
-    add("--warmup-steps", type=int, help="steps to the peak (default: a tenth of all)")
-    add("--seed", type=int, default=0, help="of the data order, the weights and the dropout")
-    add("--output", type=Path, default=Path("runs") / task, help="folder of the model, the curves and the report")
+    add("--alpha-warmup-steps", type=int, default=0, help="steps over which alpha grows linearly from 0")
+    add("--passes", type=int, default=2, help="passes per row in a training step")
+    add("--fraction", type=float, default=1.0, help="fraction of each batch that goes through all passes")
+    add("--dropout", type=float, default=0.1, help="dropout rate")
+    add("--label-smoothing", type=float, default=0.0, help="label smoothing factor")
+    add("--batch-size", type=int, default=32, help="rows per step")
+    add("--epochs", type=int, default=3, help="number of epochs")
+    add("--steps", type=int, help="number of optimizer steps, rounded up to whole epochs; overrides --epochs")
+    add("--learning-rate", type=float, default=1e-4, help="peak learning rate")
+    add(
+        "--schedule",
+        choices=["cosine", "linear", "inverse_sqrt", "constant"],
+        default="cosine",
+        help="learning rate schedule after the warm-up",
+    )
+    add("--warmup-steps", type=int, help="steps until the peak learning rate (default: a tenth of all steps)")
+    add("--seed", type=int, default=0, help="seed of the data order, the initial weights and the dropout")
+    add(
+        "--output",
+        type=Path,
+        default=Path("runs") / task,
+        help="folder for the model, the learning curves and the report",
+    )
     add(
         "--mixed-precision",
         nargs="?",
         const="mixed_bfloat16",
         choices=["mixed_bfloat16", "mixed_float16"],
-        help="compute in half precision",
+        help="compute in half precision, with mixed_bfloat16 unless another policy follows",
     )
-    add("--distribute", action="store_true", help="split every batch over all devices; on PyTorch under torchrun")
-    add("--resume", action="store_true", help="back up every epoch, and go on from the backup of an interrupted run")
-    add("--tensorboard", action="store_true", help="log to the folder tensorboard of --output")
-    add("--smoke", action="store_true", help="a tiny random model on few rows, in seconds")
+    add("--distribute", action="store_true", help="split each batch over all devices; on PyTorch, start with torchrun")
+    add("--resume", action="store_true", help="back up after each epoch, and continue an interrupted run")
+    add("--tensorboard", action="store_true", help="write TensorBoard logs to the folder tensorboard in --output")
+    add("--smoke", action="store_true", help="train a tiny random model on a few rows, in seconds")
     parser.set_defaults(optimizer="AdamW", optimizer_arguments={}, **defaults)
     return parser
 
 
-def parse(parser, argv=None, smoke=None, full_size=None):
-    """Parses the arguments: flags go before the recipe, the recipe before the defaults.
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    full_size: dict[str, Any],
+    smoke: dict[str, Any],
+) -> argparse.Namespace:
+    """Parses the arguments. A flag overrides `--smoke`, which overrides `--recipe`, which overrides the defaults.
 
     Args:
-        parser: What `build_parser` returned.
-        argv: List of arguments, `sys.argv[1:]` by default.
-        smoke: Dict of the defaults with `--smoke`.
-        full_size: Dict of the defaults with `--recipe`, or a function from the name of the recipe to it.
+        parser: The parser that `build_parser` returned.
+        argv: List of arguments. `None` stands for `sys.argv[1:]`.
+        full_size: Defaults of the script's own flags with `--recipe`.
+        smoke: Defaults with `--smoke`.
 
     Returns:
         The namespace of arguments.
@@ -83,7 +91,7 @@ def parse(parser, argv=None, smoke=None, full_size=None):
     if args.recipe:
         recipe = RECIPES[args.recipe]
         parser.set_defaults(rows=None, validation_rows=None, test_rows=None)
-        parser.set_defaults(**(full_size(args.recipe) if callable(full_size) else full_size or {}))
+        parser.set_defaults(**full_size)
         length = parser.get_default("sequence_length")
         settings = {
             "dataset": recipe.tfds,
@@ -94,62 +102,22 @@ def parse(parser, argv=None, smoke=None, full_size=None):
             "learning_rate": recipe.learning_rate,
             "schedule": recipe.schedule,
             "warmup_steps": recipe.warmup_steps,
-            # The examples pad rows to one length, so a batch of rows holds at most this many tokens.
+            # The examples pad all rows to one length, so a batch of rows holds at most `batch_tokens` tokens.
             "batch_size": max(1, recipe.batch_tokens // length) if recipe.batch_tokens else recipe.batch_size,
             "steps": recipe.steps,
             "label_smoothing": recipe.label_smoothing,
         }
         parser.set_defaults(**{name: value for name, value in settings.items() if value is not None})
         if isinstance(recipe.alpha, tuple):
-            print(f"The paper chose alpha from {recipe.alpha} for each data set: set yours with --alpha.")
+            print(f"The paper tunes alpha for each data set, over {recipe.alpha}. Choose yours with --alpha.")
     if args.smoke:
-        parser.set_defaults(validation_rows=8, **smoke or {})
+        parser.set_defaults(validation_rows=8, **smoke)
     return parser.parse_args(argv)
 
 
-def configure(args):
-    """Sets what is global in Keras: the dtype policy and, on JAX, the distribution. Creates the output folder.
-
-    Of several processes on PyTorch, only the first one prints, and writes there.
-    """
-    if (parallel := torch_data_parallel(args)) is not None:
-        args.batch_size = max(1, args.batch_size // parallel.processes)
-        if parallel.rank > 0:
-            args.output = Path(tempfile.mkdtemp())
-            sys.stdout = io.StringIO()
-    args.output.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # what KerasHub reads data with warns of its own buffers
-    keras.config.set_dtype_policy(args.mixed_precision or "float32")
-    if args.distribute and keras.backend.backend() == "jax":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
-
-
-def torch_data_parallel(args):
-    """What joins the processes of `torchrun` on PyTorch with `--distribute`, else `None`."""
-    if not args.distribute or keras.backend.backend() != "torch":
-        return None
-    if "RANK" not in os.environ:
-        raise SystemExit(
-            "On PyTorch every device has a process of its own: start the script with "
-            "`torchrun --nproc-per-node 2 SCRIPT --distribute` instead of `python SCRIPT --distribute`."
-        )
-    if args.resume:
-        raise SystemExit("--resume backs up one process: it does not go together with --distribute on PyTorch.")
-    return TorchDataParallel()
-
-
-def distribution_scope(args):
-    """The context in which models are built and compiled."""
-    if args.distribute and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.distribute.MirroredStrategy().scope()
-    return contextlib.nullcontext()
-
-
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, and adds the default to the help of a flag that has one."""
+    """Keeps the line breaks of the description, and adds the default to the help of each flag that has one."""
 
     def _get_help_string(self, action):
-        shown = action.default not in (None, False, argparse.SUPPRESS) and "default" not in action.help
-        return action.help + (" (default: %(default)s)" if shown else "")
+        has_default = action.default not in (None, False, argparse.SUPPRESS)
+        return action.help + (" (default: %(default)s)" if has_default and "default" not in action.help else "")

@@ -1,4 +1,7 @@
-"""Where data come from: a package fetched with pip, tensorflow_datasets, and the way of rows to batches."""
+"""Data helpers: packages fetched with pip, tensorflow_datasets, text files, and preprocessed input for `fit`.
+
+Rows are either a tuple of columns (lists or arrays of equal length), or a `tf.data.Dataset` of tuples.
+"""
 
 import json
 import os
@@ -6,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,20 +20,20 @@ import tokenizers
 CACHE = Path(os.environ.get("KERAS_RDROP_CACHE", "~/.cache/keras-rdrop")).expanduser()
 
 
-def fetch_package(requirement, sha256, sdist=False, python_version=None):
-    """Downloads one package file with pip, checks its hash, and unpacks it into the cache without installing it.
+def fetch_package(requirement: str, sha256: str, sdist: bool = False, python_version: str | None = None) -> Path:
+    """Downloads a package with pip, checks its hash, and unpacks it into the cache without installing it.
 
     Args:
         requirement: The pinned package, `"name==version"`.
-        sha256: Hex digest of the file. Pip refuses any other.
-        sdist: Whether to take the source distribution instead of the wheel.
-        python_version: The Python that the package asks for, if it may be newer than the one that runs.
+        sha256: Hex digest of the file. Pip rejects any other file.
+        sdist: Whether to download the source distribution instead of the wheel.
+        python_version: The Python version that the package requires, if it may be newer than the running one.
 
     Returns:
-        The `Path` of the folder that holds the unpacked files.
+        The folder of the unpacked files.
 
     Raises:
-        RuntimeError: If pip cannot get the file. The cache is left as it was.
+        RuntimeError: If pip cannot download the file. The cache stays as it was.
     """
     target = CACHE / f"{requirement}-{sha256[:12]}"
     if target.exists():
@@ -46,34 +51,34 @@ def fetch_package(requirement, sha256, sdist=False, python_version=None):
         )
         if done.returncode:
             raise RuntimeError(
-                f"Could not download {requirement}. It is fetched once with pip and then read from {CACHE}; check "
-                f"that `pip download {requirement}` works here.\n{done.stderr}"
+                f"Could not download {requirement}. The example downloads it once and then reads it from {CACHE}. "
+                f"Check that `pip download {requirement}` works on this machine.\n{done.stderr}"
             )
         (archive,) = (temporary / "download").iterdir()
         kind = "zip" if archive.suffix == ".whl" else "gztar"
         shutil.unpack_archive(archive, temporary / "unpacked", kind, **({} if kind == "zip" else {"filter": "data"}))
-        # Renaming is atomic: an interrupted download leaves nothing that looks complete.
+        # Renaming is atomic, so an interrupted download never looks complete.
         try:
             (temporary / "unpacked").replace(target)
         except OSError:
-            if not target.exists():  # or another process was faster
+            if not target.exists():  # unless another process was faster
                 raise
     return target
 
 
-def load_tfds(name, splits, data_dir=None):
+def load_tfds(name: str, splits: dict[str, str], data_dir: str | None = None) -> tuple[dict[str, Any], Any]:
     """Reads a prepared data set of tensorflow_datasets.
 
     Args:
-        name: Its name there, `"glue/sst2"`.
-        splits: Dict of our names of splits to those of the data set.
+        name: Name of the data set, for example `"glue/sst2"`.
+        splits: Dict from the split names of the examples to those of the data set.
         data_dir: Folder of the prepared data sets, `~/tensorflow_datasets` by default.
 
     Returns:
-        A tuple: the dict of `tf.data.Dataset`s of single rows, and the `tfds.core.DatasetInfo`.
+        A tuple of the dict of splits, each a `tf.data.Dataset` of single rows, and the `tfds.core.DatasetInfo`.
 
     Raises:
-        SystemExit: If the data are not prepared. Nothing is downloaded here: that may take hours.
+        SystemExit: If the data set is not prepared. Nothing is downloaded here, because that may take hours.
     """
     import tensorflow_datasets as tfds
 
@@ -85,7 +90,7 @@ def load_tfds(name, splits, data_dir=None):
         where = f", data_dir={str(data_dir)!r}" if data_dir else ""
         command = f"import tensorflow_datasets as tfds; tfds.load({name!r}{where})"
         manual = "" if name != "imagenet2012" else (
-            "\nImageNet asks you to register and to download its archives yourself first: "
+            "\nFor ImageNet, first register and download the archives yourself: "
             "https://www.tensorflow.org/datasets/catalog/imagenet2012"
         )  # fmt: skip
         raise SystemExit(
@@ -94,30 +99,32 @@ def load_tfds(name, splits, data_dir=None):
     return dict(zip(splits, datasets, strict=True)), info
 
 
-def read_text(path):
-    """The text of a file of `--text-dir`."""
+def read_text(path: Path) -> str:
+    """Reads a file of `--text-dir`."""
     if not path.exists():
-        raise SystemExit(f"There is no file {path}. The head of the script says which files --text-dir wants.")
+        raise SystemExit(f"There is no file {path}. The docstring of the script lists the files of --text-dir.")
     return path.read_text(encoding="utf-8")
 
 
-def train_bpe(texts, vocabulary_size, special_tokens):
-    """Trains a byte-level BPE; returns the vocabulary and the merges that KerasHub's tokenizers take."""
+def train_bpe(
+    texts: Iterable[str], vocabulary_size: int, special_tokens: list[str]
+) -> tuple[dict[str, int], list[str]]:
+    """Trains a byte-level BPE. Returns its vocabulary and merges, the arguments of KerasHub's tokenizers."""
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocabulary_size, special_tokens=special_tokens, show_progress=False)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     return bpe.get_vocab(), [" ".join(pair) for pair in merges]
 
 
-def limit(rows, count):
-    """The first `count` rows, or all of them if it is `None`. Rows are a tuple of lists, or a `tf.data.Dataset`."""
+def limit(rows: Any, count: int | None) -> Any:
+    """Returns the first `count` rows, or all rows if `count` is `None`."""
     if count is None:
         return rows
     return rows.take(count) if hasattr(rows, "take") else tuple(column[:count] for column in rows)
 
 
-def as_lists(rows, count=None):
-    """Rows as a tuple of columns: lists of strings, arrays of anything else."""
+def as_columns(rows: Any, count: int | None = None) -> tuple[Any, ...]:
+    """Returns the first `count` rows as a tuple of columns: lists of strings, or arrays."""
     rows = limit(rows, count)
     if isinstance(rows, tuple):
         return rows
@@ -133,28 +140,31 @@ def _as_column(values):
     return values if len({np.shape(value) for value in values}) > 1 else np.stack(values)
 
 
-def as_batches(rows, preprocess, batch_size, shuffle=False):
-    """What `fit` takes: arrays of preprocessed rows, or a `tf.data.Dataset` that preprocesses batch by batch.
+def preprocess(rows: Any, function: Callable[..., Any], batch_size: int, shuffle: bool = False) -> Any:
+    """Applies a preprocessor to rows, for `fit`.
 
     Args:
-        rows: A tuple of lists, or a `tf.data.Dataset` of tuples.
-        preprocess: Function from the columns of many rows to `(x, y)` or `(x, y, sample_weight)`.
-        batch_size: Rows a batch of the dataset; arrays are batched by `fit`.
-        shuffle: Whether the dataset draws the rows in another order every epoch; arrays are shuffled by `fit`.
+        rows: Tuple of columns, or a `tf.data.Dataset` of tuples.
+        function: Function from the columns of many rows to `(x, y)` or `(x, y, sample_weight)`.
+        batch_size: Rows per batch of a dataset. `fit` batches arrays itself.
+        shuffle: Whether to shuffle a dataset anew in each epoch. `fit` shuffles arrays itself.
+
+    Returns:
+        The arrays that `function` returns for all rows, or a `tf.data.Dataset` of preprocessed batches.
     """
 
-    def batch(*columns):
-        return keras.tree.map_structure(_as_number, preprocess(*columns))
+    def preprocess_batch(*columns):
+        return keras.tree.map_structure(_without_booleans, function(*columns))
 
     if isinstance(rows, tuple):
-        return batch(*rows)
+        return preprocess_batch(*rows)
     if shuffle:
         rows = rows.shuffle(10_000)
-    return rows.batch(batch_size).map(batch, num_parallel_calls=-1).prefetch(-1)
+    return rows.batch(batch_size).map(preprocess_batch, num_parallel_calls=-1).prefetch(-1)
 
 
-def _as_number(tensor):
-    """On TensorFlow no boolean: to build a model under a strategy, Keras averages a batch over its replicas."""
+def _without_booleans(tensor):
+    """On TensorFlow, casts booleans to integers. To build a model in a strategy, Keras averages over its replicas."""
     if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(tensor.dtype) == "bool":
         return keras.ops.cast(tensor, "int32")
     return tensor

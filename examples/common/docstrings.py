@@ -1,15 +1,16 @@
-"""The docstrings of the standard library, Keras and NumPy, as they are installed here."""
+"""The docstrings of the installed standard library, Keras and NumPy."""
 
 import ast
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 
 
-def load_docstrings():
-    """Pairs of the body of a docstring and its first line, a file of source code in one split only."""
+def load_docstrings() -> dict[str, tuple[list[str], list[str]]]:
+    """Loads the bodies and the first lines of docstrings in three splits. Each source file is in one split only."""
     packages = [Path(sysconfig.get_path("stdlib")), Path(keras.__file__).parent, Path(np.__file__).parent]
     files = sorted(file for package in packages for file in package.rglob("*.py"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "api"}
@@ -25,8 +26,8 @@ def load_docstrings():
     return {name: tuple(map(list, zip(*pairs, strict=True))) for name, pairs in splits.items()}
 
 
-def docstrings(file):
-    """The docstrings of a file that go on for at least 10 words after a sentence on one line."""
+def docstrings(file: Path) -> Iterator[tuple[str, str]]:
+    """Yields the body and the first line of each docstring with a one-line summary and at least 10 words below it."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):

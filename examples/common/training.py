@@ -1,167 +1,149 @@
-"""Training the arms of a comparison: plain and R-Drop, with the same seed, data and schedule."""
+"""Helpers around `fit`: the arms of a comparison, the optimizer, backups, and the result of each arm."""
 
+import argparse
+import io
 import json
+import logging
 import math
 import os
 import statistics
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
-from common import cli
-from keras_rdrop import RDropModel
+from common import distribution
 
 
-def train(args, build, load, loss, score, metrics=(), **rdrop):
-    """Trains R-Drop, and with `--compare` the plain model before it, or with `--plain` that one alone.
+def configure(args: argparse.Namespace) -> None:
+    """Creates the output folder and sets Keras's dtype policy and, on JAX, its distribution.
+
+    If there are several processes on PyTorch, only the first one prints and writes to `--output`.
+    """
+    if (parallel := distribution.torch_data_parallel(args)) is not None:
+        args.batch_size = max(1, args.batch_size // parallel.processes)
+        if parallel.rank > 0:
+            args.output = Path(tempfile.mkdtemp())
+            sys.stdout = io.StringIO()
+    args.output.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # silences warnings of the reader that KerasHub uses
+    keras.config.set_dtype_policy(args.mixed_precision or "float32")
+    if args.distribute and keras.backend.backend() == "jax":
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+
+
+def arm_names(args: argparse.Namespace) -> list[str]:
+    """Returns the arms that the flags ask for: `"plain"`, `"R-Drop"`, or both."""
+    if args.plain:
+        return ["plain"]
+    return ["plain", "R-Drop"] if args.compare else ["R-Drop"]
+
+
+def arms_to_train(args: argparse.Namespace) -> Iterator[str]:
+    """Yields the name of each arm to train. With `--resume`, skips the plain arm if it has already finished."""
+    for arm in arm_names(args):
+        if not (arm == "plain" and args.compare and args.resume and result_path(args, arm).exists()):
+            yield arm
+    # The saved model predicts one row at a time, which JAX cannot split over devices.
+    keras.distribution.set_distribution(None)
+
+
+def result_path(args: argparse.Namespace, arm: str) -> Path:
+    """Returns the file that holds the scores and the history of an arm."""
+    return args.output / f"{arm}.json"
+
+
+class Run:
+    """Holds the arguments of `fit` for one arm, and saves its result.
 
     Args:
-        args: The arguments of the command line.
-        build: Function without arguments that builds the functional `keras.Model` or KerasHub task to train.
-        load: Function without arguments that returns a dict of `"train"` and `"validation"` to what `as_batches`
-            returned; under the name of an arm, what that arm trains on instead.
-        loss: The `keras.losses.Loss`.
-        score: Function from the trained model to a dict of its test scores.
-        metrics: Names of metrics to log.
-        **rdrop: More arguments of `RDropModel`.
+        args: The command-line arguments.
+        arm: `"plain"` or `"R-Drop"`.
+        train: The training data: a tuple of arrays, a `keras.utils.PyDataset` or a `tf.data.Dataset`.
 
-    Returns:
-        A tuple: the model of the last arm as `build` built it, and the list of the arms' results.
+    Attributes:
+        data: Dict of the arguments of `fit` that hold the training data.
+        epochs: Number of epochs.
+        steps: Number of optimizer steps in all epochs.
     """
-    results = []
-    parallel = cli.torch_data_parallel(args)
-    for arm in ["plain"] if args.plain else ["plain", "R-Drop"] if args.compare else ["R-Drop"]:
-        finished = args.output / f"{arm}.json"
-        if arm == "plain" and args.resume and finished.exists():
-            results.append(json.loads(finished.read_text()))
-            continue
-        keras.utils.set_random_seed(args.seed)
-        data = load()  # after the seed, which orders the rows of tf.data and takes from SentencePiece its model there
-        batches = data.get(arm, data["train"])
-        if parallel is not None:
-            batches = _of_this_process(batches, parallel)
-        steps_per_epoch = count_steps(batches, args)
-        epochs = math.ceil(args.steps / steps_per_epoch) if args.steps else args.epochs
-        print(f"\n{arm}: {epochs} epochs of {steps_per_epoch} steps", flush=True)
-        with cli.distribution_scope(args):
-            built = build()
-            # Of a task, the network without its preprocessor: the data are preprocessed already.
-            network = keras.Model(built.input, built.output)
-            model = network
-            if arm == "R-Drop":
-                model = RDropModel(network, alpha=alpha_of(args), passes=args.passes, fraction=args.fraction, **rdrop)
-            model.compile(build_optimizer(args, epochs * steps_per_epoch), loss, metrics=list(metrics))
-            backup = Backup(args.output / f"backup-{arm}.weights.h5")
-            if not args.resume:
-                backup.path.unlink(missing_ok=True)
-            epochs_done = backup.restore(model) // steps_per_epoch
-        timer = StepTimer()
-        start = time.perf_counter()
-        history = model.fit(
-            **_fit_arguments(batches, args),
-            validation_data=data["validation"],
-            epochs=epochs,
-            initial_epoch=epochs_done,
-            callbacks=[
-                *([] if parallel is None else [parallel]),
-                timer,
-                *([backup] if args.resume else []),
-                *([keras.callbacks.TensorBoard(args.output / "tensorboard" / arm)] if args.tensorboard else []),
-            ],
-        ).history
-        seconds = time.perf_counter() - start
-        passes = 1 + args.fraction * (args.passes - 1) if arm == "R-Drop" else 1
-        row_passes = epochs * steps_per_epoch * args.batch_size * passes
-        row_passes *= 1 if parallel is None else parallel.processes
-        row = {"": arm, **score(built), "row passes": row_passes, "seconds a step": timer.median, "seconds": seconds}
-        results.append({"row": row, "history": history})
-        finished.write_text(json.dumps(results[-1], indent=2, default=float))
-    keras.distribution.set_distribution(None)  # samples come one at a time, which JAX could not divide among devices
-    return built, results
+
+    def __init__(self, args: argparse.Namespace, arm: str, train: Any):
+        self.args = args
+        self.arm = arm
+        self.parallel = distribution.torch_data_parallel(args)
+        if self.parallel is not None:
+            train = distribution.shard(train, self.parallel)
+        self.data = fit_data(train, args)
+        self.steps_per_epoch = count_steps(train, args)
+        self.epochs = math.ceil(args.steps / self.steps_per_epoch) if args.steps else args.epochs
+        self.steps = self.epochs * self.steps_per_epoch
+        self.backup = Backup(args.output / f"backup-{arm}.weights.h5")
+        print(f"\n{arm}: {self.epochs} epochs of {self.steps_per_epoch} steps", flush=True)
+
+    def restore(self, model: keras.Model) -> int:
+        """Loads the backup of an interrupted run with `--resume`. Returns the number of epochs that it completed."""
+        if not self.args.resume:
+            self.backup.path.unlink(missing_ok=True)
+        return self.backup.restore(model) // self.steps_per_epoch
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """Returns the callbacks of `fit`, and starts the clock."""
+        callbacks = [] if self.parallel is None else [self.parallel]
+        self.timer = StepTimer()
+        callbacks.append(self.timer)
+        if self.args.resume:
+            callbacks.append(self.backup)
+        if self.args.tensorboard:
+            callbacks.append(keras.callbacks.TensorBoard(self.args.output / "tensorboard" / self.arm))
+        return callbacks
+
+    def save_result(self, history: keras.callbacks.History, scores: dict[str, float]) -> None:
+        """Writes the test scores, the cost and the learning curves of the arm, for `report.finish` to read."""
+        passes = 1 + self.args.fraction * (self.args.passes - 1) if self.arm == "R-Drop" else 1
+        processes = 1 if self.parallel is None else self.parallel.processes
+        cost = {
+            "row passes": self.steps * self.args.batch_size * passes * processes,
+            "seconds a step": self.timer.median_step,
+            "seconds": self.timer.total,
+        }
+        result = {"row": {"": self.arm, **scores, **cost}, "history": history.history}
+        result_path(self.args, self.arm).write_text(json.dumps(result, indent=2, default=float))
 
 
-def alpha_of(args):
-    """The weight of the divergence: a float, or a schedule over the steps."""
-    if not args.alpha_warmup_steps:
-        return args.alpha
-    return keras.optimizers.schedules.PolynomialDecay(0.0, args.alpha_warmup_steps, args.alpha)
+def fit_data(train: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of `fit` that hold the training data."""
+    if isinstance(train, tuple):
+        return {**dict(zip(("x", "y", "sample_weight"), train, strict=False)), "batch_size": args.batch_size}
+    if hasattr(train, "cardinality") and int(train.cardinality()) < 0:
+        return {"x": train.repeat(), "steps_per_epoch": count_steps(train, args)}
+    return {"x": train}
 
 
-def count_steps(batches, args):
-    """Steps an epoch; of a stream of unknown length, at most 1,000 of `--steps`."""
-    if isinstance(batches, tuple):
-        return math.ceil(len(keras.tree.flatten(batches)[0]) / args.batch_size)
-    steps = int(batches.cardinality()) if hasattr(batches, "cardinality") else len(batches)
+def count_steps(train: Any, args: argparse.Namespace) -> int:
+    """Returns the steps per epoch. An epoch of a stream of unknown length has `--steps` steps, but at most 1,000."""
+    if isinstance(train, tuple):
+        return math.ceil(len(keras.tree.flatten(train)[0]) / args.batch_size)
+    steps = int(train.cardinality()) if hasattr(train, "cardinality") else len(train)
     if steps < 0 and not args.steps:
-        raise SystemExit("This data set is a stream of unknown length: say how long to train with --steps.")
+        raise SystemExit("This data set is a stream of unknown length. Set the number of steps with --steps.")
     return steps if steps > 0 else min(args.steps, 1000)
 
 
-def _of_this_process(batches, parallel):
-    """The rows of `batches` that this process trains on, in as many steps as the others."""
-    if isinstance(batches, tuple):
-        return parallel.shard(batches)
-    if isinstance(batches, keras.utils.PyDataset):
-        return EveryNth(batches, parallel.rank, parallel.processes)
-    rows = int(batches.cardinality()) // parallel.processes
-    batches = batches.shard(parallel.processes, parallel.rank)
-    return batches.take(rows) if rows > 0 else batches  # of a stream, `fit` takes as many steps everywhere
+def alpha_schedule(args: argparse.Namespace) -> float | LearningRateSchedule:
+    """Returns `--alpha`, or a schedule that reaches it after `--alpha-warmup-steps`."""
+    if not args.alpha_warmup_steps:
+        return args.alpha
+    return PolynomialDecay(0.0, args.alpha_warmup_steps, args.alpha)
 
 
-class EveryNth(keras.utils.PyDataset):
-    """The batches at `first`, `first + step` and so on of a dataset."""
-
-    def __init__(self, dataset, first, step):
-        super().__init__()
-        self.dataset, self.first, self.step = dataset, first, step
-
-    def __len__(self):
-        return len(self.dataset) // self.step
-
-    def __getitem__(self, index):
-        return self.dataset[self.first + index * self.step]
-
-    def on_epoch_end(self):
-        self.dataset.on_epoch_end()
-
-
-def _fit_arguments(batches, args):
-    if isinstance(batches, tuple):
-        return {**dict(zip(("x", "y", "sample_weight"), batches, strict=False)), "batch_size": args.batch_size}
-    if hasattr(batches, "cardinality") and int(batches.cardinality()) < 0:
-        return {"x": batches.repeat(), "steps_per_epoch": count_steps(batches, args)}
-    return {"x": batches}
-
-
-class Backup(keras.callbacks.Callback):
-    """Saves weights and optimizer every epoch, in a file that is whole whenever the process is killed.
-
-    `keras.callbacks.BackupAndRestore` writes over its last backup, and is left without one when it is killed meanwhile.
-    """
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-        self.unfinished = path.with_name(f"unfinished-{path.name}")
-
-    def restore(self, model):
-        """Sets a compiled `model` to its last backup, if there is one, and returns how many steps it has behind it."""
-        if self.path.exists():
-            model.optimizer.build(model.trainable_variables)
-            model.load_weights(self.path)
-        return int(ops.convert_to_numpy(model.optimizer.iterations))  # under `tf.distribute`, `int` takes no variable
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.model.save_weights(self.unfinished)
-        os.replace(self.unfinished, self.path)
-
-    def on_train_end(self, logs=None):
-        self.path.unlink()
-
-
-def build_optimizer(args, steps):
-    """The optimizer with a linear warm-up to the peak of the learning rate and a decay over the rest of `steps`."""
+def build_optimizer(args: argparse.Namespace, steps: int) -> keras.optimizers.Optimizer:
+    """Builds the optimizer, with a learning rate that warms up linearly and then decays until `steps`."""
     warmup_steps = args.warmup_steps if args.warmup_steps is not None else max(1, steps // 10)
     schedule = WarmUp(args.learning_rate, warmup_steps, steps, args.schedule)
     optimizer = getattr(keras.optimizers, args.optimizer)
@@ -169,10 +151,10 @@ def build_optimizer(args, steps):
 
 
 @keras.saving.register_keras_serializable("examples")
-class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then one of the decays that the paper's code bases use; Keras itself warms up a cosine only."""
+class WarmUp(LearningRateSchedule):
+    """A linear warm-up, followed by one of the decays of the paper's code. Keras warms up the cosine decay only."""
 
-    def __init__(self, peak, warmup_steps, steps, decay):
+    def __init__(self, peak: float, warmup_steps: int, steps: int, decay: str):
         self.peak = peak
         self.warmup_steps = warmup_steps
         self.steps = steps
@@ -194,20 +176,51 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps, "decay": self.decay}
 
 
+class Backup(keras.callbacks.Callback):
+    """Saves the weights and the optimizer after each epoch, and replaces the last backup only by a complete one.
+
+    `keras.callbacks.BackupAndRestore` overwrites its last backup in place, and loses it if it is killed meanwhile.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.unfinished = path.with_name(f"unfinished-{path.name}")
+
+    def restore(self, model: keras.Model) -> int:
+        """Loads the last backup, if there is one, into a compiled model. Returns its number of completed steps."""
+        if self.path.exists():
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(self.path)
+        return int(ops.convert_to_numpy(model.optimizer.iterations))  # `int` fails on variables of `tf.distribute`
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.save_weights(self.unfinished)
+        os.replace(self.unfinished, self.path)
+
+    def on_train_end(self, logs=None):
+        self.path.unlink()
+
+
 class StepTimer(keras.callbacks.Callback):
-    """Measures the median seconds of a training step, leaving out the first, which compiles."""
+    """Measures the seconds of each training step, and those from the creation of this callback to the end."""
 
     def __init__(self):
         super().__init__()
-        self.seconds = []
+        self.steps: list[float] = []
+        self._created = time.perf_counter()
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._start = time.perf_counter()
+        self._step_began = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        float(logs["loss"])  # waits for the step to end where the backend runs ahead
-        self.seconds.append(time.perf_counter() - self._start)
+        float(logs["loss"])  # waits for the step to end, because JAX and GPUs run asynchronously
+        self.steps.append(time.perf_counter() - self._step_began)
+
+    def on_train_end(self, logs=None):
+        self.total = time.perf_counter() - self._created
 
     @property
-    def median(self):
-        return statistics.median(self.seconds[1:] or self.seconds or [float("nan")])
+    def median_step(self) -> float:
+        """The median over all steps except the first, which compiles."""
+        return statistics.median(self.steps[1:] or self.steps or [float("nan")])

@@ -1,4 +1,4 @@
-"""The examples at their smallest, as a user runs them; the data are made up, or tensorflow_datasets' own mock data."""
+"""Runs the examples at their smallest size, on made-up data or on the mock data of tensorflow_datasets."""
 
 import importlib
 import itertools
@@ -18,9 +18,9 @@ from support.scripts import import_from
 
 from keras_rdrop import recipes
 
-beam_search, data, home_assistant, report, training = (
+beam_search, data, distribution, home_assistant, scores, training = (
     import_from("examples", f"common.{name}")
-    for name in ("beam_search", "data", "home_assistant", "report", "training")
+    for name in ("beam_search", "data", "distribution", "home_assistant", "scores", "training")
 )
 
 SCRIPTS = ["translation", "summarization", "language_modeling", "text_classification", "image_classification"]
@@ -34,14 +34,14 @@ def three_splits(*columns):
 
 @pytest.fixture(autouse=True)
 def _small_data(monkeypatch):
-    """What would be fetched with pip."""
+    """Replaces the data that the examples fetch with pip."""
     scripts = {name: importlib.import_module(name) for name in SCRIPTS}
     labels = np.array([1, 0, 1, 0] * 40, "int32")
     snippets = {"classification": (labels, ["negative", "positive"]), "regression": (labels * 2.0 - 1.0, None)}
     monkeypatch.setattr(
         scripts["text_classification"],
         "load_snippets",
-        lambda args: (three_splits(TEXTS, snippets[args.task][0]), snippets[args.task][1]),
+        lambda subject, task: (three_splits(TEXTS, snippets[task][0]), snippets[task][1]),
     )
     monkeypatch.setattr(scripts["translation"], "load_messages", lambda *_: three_splits(TEXTS, TEXTS[::-1]))
     monkeypatch.setattr(scripts["summarization"], "load_docstrings", lambda: three_splits(TEXTS, TEXTS))
@@ -58,6 +58,15 @@ def _small_data(monkeypatch):
 
 def run(script, *argv):
     importlib.import_module(script).main(["--smoke", *map(str, argv)])
+
+
+def test_minimal(tmp_path, capsys):
+    importlib.import_module("minimal").main(str(tmp_path / "digits.keras"))
+    accuracy = re.search(r"test accuracy (\S+)", capsys.readouterr().out)[1]
+    assert float(accuracy) > 0.95
+    trained = keras.models.load_model(tmp_path / "digits.keras")
+    assert isinstance(trained, keras.Sequential)
+    assert trained.output_shape == (None, 10)
 
 
 @pytest.mark.parametrize(
@@ -172,15 +181,20 @@ def test_a_recipe_sets_what_the_paper_used():
     assert (optimizer.weight_decay, optimizer.global_clipnorm) == (0.01, 0.1)
 
 
+def small_translator(args, vocabulary_size):
+    """A stand-in for the transformer that compiles in a moment."""
+    source, target = (keras.Input((args.sequence_length,), dtype="int32", name=name) for name in ("source", "target"))
+    embedded = keras.layers.Dropout(0.5)(keras.layers.Embedding(vocabulary_size, 4)(target))
+    return keras.Model({"source": source, "target": target}, keras.layers.Dense(vocabulary_size)(embedded))
+
+
 def test_bleu_is_that_of_the_command_line(tmp_path, monkeypatch):
     script = importlib.import_module("translation")
     references = ["der Film war gut, und er war lang", 'das Buch war "alt" und 3.5 cm dick'] * 4
     translations = [text.replace("war", "ist", index % 2) for index, text in enumerate(references)]
     monkeypatch.setattr(script, "load_messages", lambda *_: three_splits(references, references))
     monkeypatch.setattr(script, "translate", lambda *_: translations)
-    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
-    trained = lambda *arguments, **_: (model, [{"row": {"": "R-Drop", **arguments[4](model)}, "history": {}}])  # noqa: E731
-    monkeypatch.setattr(training, "train", trained)
+    monkeypatch.setattr(script, "build_translator", small_translator)
     run("translation", "--output", tmp_path, "--test-rows", 8)
     written = json.loads((tmp_path / "report.json").read_text())
     command = [sys.executable, "-m", "sacrebleu", tmp_path / "references.txt", "-i", tmp_path / "translations.txt"]
@@ -203,12 +217,12 @@ def test_smoothed_labels(tmp_path):
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     losses = {}
     for smoothing in (0, 0.5):
-        training = ["--plain", "--learning-rate", 0.02, "--epochs", 12, "--label-smoothing", smoothing]
-        run("text_classification", *training, "--output", tmp_path)
+        flags = ["--plain", "--learning-rate", 0.02, "--epochs", 12, "--label-smoothing", smoothing]
+        run("text_classification", *flags, "--output", tmp_path)
         history = json.loads((tmp_path / "report.json").read_text())["histories"]["plain"]
         losses[smoothing] = history["val_loss"][-1]
     assert losses[0] < entropy < losses[0.5]
-    with pytest.raises(SystemExit, match="--label-smoothing takes labels that are classes"):
+    with pytest.raises(SystemExit, match="--label-smoothing needs labels that are classes"):
         run("text_classification", "--task", "regression", "--label-smoothing", 0.1, "--output", tmp_path)
 
 
@@ -295,7 +309,7 @@ if sys.argv[1] == "tensorflow":
 import numpy as np, text_classification
 texts, labels = ["a good film", "the bad movie"] * 80, np.array([1, 0] * 80, "int32")
 splits = dict.fromkeys(("train", "validation", "test"), (texts, labels))
-text_classification.load_snippets = lambda args: (splits, ["negative", "positive"])
+text_classification.load_snippets = lambda subject, task: (splits, ["negative", "positive"])
 text_classification.main(["--smoke", "--distribute", "--output", sys.argv[2]])
 """
     backend = keras.backend.backend()
@@ -335,7 +349,7 @@ def test_processes_of_pytorch(monkeypatch):
 
     processes = [SimpleNamespace(rank=rank, processes=2) for rank in range(2)]
     for batches in (Batches(), tf.data.Dataset.range(5)):
-        first, second = (training._of_this_process(batches, process) for process in processes)
+        first, second = (distribution.shard(batches, process) for process in processes)
         assert len(first) == len(second) == 2
         taken = [int(batch) for part in (first, second) for batch in itertools.islice(part, 2)]
         assert taken == [0, 2, 1, 3]
@@ -354,7 +368,7 @@ def test_the_small_model_reads_the_text_from_the_start():
     script = importlib.import_module("summarization")
     args = script.parse_arguments(["--smoke"])
     preprocessor = script.build_preprocessor(args, TEXTS)
-    model = script.build_model(args, preprocessor)
+    model = script.build_summarizer(args, preprocessor)
     inputs, *_ = preprocessor({"encoder_text": ["a good film", "the bad movie"], "decoder_text": ["film"] * 2})
     first, second = keras.ops.convert_to_numpy(model(inputs))
     assert np.std(first - second) > 0.05 * np.std(first)
@@ -389,7 +403,7 @@ def test_expected_calibration_error(rng):
         if inside:
             accuracy = np.mean([probabilities[row].argmax() == labels[row] for row in inside])
             expected += len(inside) / 500 * abs(accuracy - np.mean([probabilities[row].max() for row in inside]))
-    assert report.expected_calibration_error(probabilities, labels) == pytest.approx(expected)
+    assert scores.expected_calibration_error(probabilities, labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

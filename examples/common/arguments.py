@@ -26,7 +26,7 @@ def build_parser(task: str, description: str, **defaults: Any) -> argparse.Argum
     arms.add_argument("--compare", action="store_true", help="train the plain model first, with the same seed and data")
     arms.add_argument("--plain", action="store_true", help="train the plain model only, without R-Drop")
     add("--recipe", choices=recipes, metavar="NAME", help="data and settings of the paper: " + ", ".join(recipes))
-    add("--dataset", metavar="TFDS", help="data set of tensorflow_datasets (default: small data, fetched with pip)")
+    add("--dataset", metavar="TFDS", help="data set of tensorflow_datasets (default: the small data)")
     add("--data-dir", metavar="DIR", help="folder of the prepared data sets of tensorflow_datasets")
     add("--rows", type=int, help="maximum number of training rows")
     add("--validation-rows", type=int, default=500, help="maximum number of rows to validate on after each epoch")

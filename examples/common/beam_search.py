@@ -15,7 +15,7 @@ def translate(
 ) -> list[str]:
     """Translates texts by beam search, with the model that `translation.py` builds."""
     weights = translator.get_weights()
-    translator = keras.models.clone_model(translator)  # Keras cannot save a model of which parts are models, too
+    translator = keras.models.clone_model(translator)  # a model cannot be saved once other models share parts of it
     translator.set_weights(weights)
     source, target = translator.input["source"], translator.input["target"]
     encoded = translator.get_layer("encoded").output

@@ -34,7 +34,7 @@ def scope(args: argparse.Namespace) -> contextlib.AbstractContextManager:
 
 
 def shard(train: Any, parallel: TorchDataParallel) -> Any:
-    """Returns the part of the training data that belongs to this process. All processes get equally many steps."""
+    """Returns the training data of this process. Every process gets the same number of steps."""
     if isinstance(train, tuple):
         return parallel.shard(train)
     if isinstance(train, keras.utils.PyDataset):

@@ -93,7 +93,7 @@ class Run:
         return self.backup.restore(model) // self.steps_per_epoch
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """Returns the callbacks of `fit`, and starts the clock."""
+        """Returns the callbacks of `fit`, and starts to measure its time."""
         callbacks = [] if self.parallel is None else [self.parallel]
         self.timer = StepTimer()
         callbacks.append(self.timer)
@@ -177,9 +177,9 @@ class WarmUp(LearningRateSchedule):
 
 
 class Backup(keras.callbacks.Callback):
-    """Saves the weights and the optimizer after each epoch, and replaces the last backup only by a complete one.
+    """Saves the weights and the optimizer after each epoch, and replaces the last backup only with a complete one.
 
-    `keras.callbacks.BackupAndRestore` overwrites its last backup in place, and loses it if it is killed meanwhile.
+    `keras.callbacks.BackupAndRestore` overwrites its last backup in place, and loses it if the process is killed then.
     """
 
     def __init__(self, path: Path):
@@ -203,7 +203,7 @@ class Backup(keras.callbacks.Callback):
 
 
 class StepTimer(keras.callbacks.Callback):
-    """Measures the seconds of each training step, and those from the creation of this callback to the end."""
+    """Measures the seconds per training step, and in total from the creation of this callback to the end."""
 
     def __init__(self):
         super().__init__()
@@ -222,5 +222,5 @@ class StepTimer(keras.callbacks.Callback):
 
     @property
     def median_step(self) -> float:
-        """The median over all steps except the first, which compiles."""
+        """The median seconds per step, without the first step, which compiles."""
         return statistics.median(self.steps[1:] or self.steps or [float("nan")])

@@ -72,7 +72,7 @@ def test_minimal(tmp_path, capsys):
 @pytest.mark.parametrize(
     "script",
     [
-        # Compiling takes up to a minute each; PyTorch compiles nothing.
+        # Compiling takes up to a minute per script, except on PyTorch, which does not compile.
         pytest.param(
             name,
             marks=pytest.mark.slow if name != "text_classification" and keras.backend.backend() != "torch" else [],
@@ -84,7 +84,7 @@ def test_smoke(script, tmp_path, capsys):
     compare = ["--compare", "--unlabelled", 32] if script == "text_classification" else []
     run(script, "--output", tmp_path, *compare)
     printed = capsys.readouterr().out
-    if compare:  # 64 rows with labels, and for R-Drop 32 without
+    if compare:  # plain trains on 64 labelled rows, R-Drop also on 32 unlabelled rows
         assert re.findall(r"(.*): 1 epochs of (\d+) steps", printed) == [("plain", "2"), ("R-Drop", "3")]
     assert "R-Drop" in printed
     assert "The saved model" in printed
@@ -125,7 +125,7 @@ def test_data_that_tfds_does_not_have(script, recipe, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PREPARED)
 def test_recipes_on_data_of_tfds(name, tmp_path):
-    """The real `tfds.load`, with data of the same form."""
+    """Calls the real `tfds.load`, on mock data with the features of the real data."""
     recipe = recipes.RECIPES[name]
     with tfds.testing.mock_data(num_examples=24):
         run(recipe.task, "--recipe", name, "--output", tmp_path, "--steps", 2, "--rows", 16, "--test-rows", 4)
@@ -142,7 +142,7 @@ def test_wiki40b(tmp_path):
 
 @pytest.mark.slow
 def test_data_prepared_on_disk(tmp_path):
-    """Nothing of tfds is mocked: its own reader, on files that it wrote."""
+    """Mocks nothing: tensorflow_datasets writes the files and reads them."""
     features = tfds.builder("glue/rte", data_dir=tmp_path).info.features
     rows = [
         (index, {"sentence1": text, "sentence2": "a film", "label": index % 2, "idx": index})
@@ -182,7 +182,7 @@ def test_a_recipe_sets_what_the_paper_used():
 
 
 def small_translator(args, vocabulary_size):
-    """A stand-in for the transformer that compiles in a moment."""
+    """Builds a model that compiles quickly, in place of the transformer."""
     source, target = (keras.Input((args.sequence_length,), dtype="int32", name=name) for name in ("source", "target"))
     embedded = keras.layers.Dropout(0.5)(keras.layers.Embedding(vocabulary_size, 4)(target))
     return keras.Model({"source": source, "target": target}, keras.layers.Dense(vocabulary_size)(embedded))
@@ -213,7 +213,7 @@ def test_regression(tmp_path):
 
 
 def test_smoothed_labels(tmp_path):
-    """No model has a smaller loss than the entropy of the labels, which is 0 unless they are smoothed."""
+    """The loss is at least the entropy of the labels, which is 0 unless they are smoothed."""
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     losses = {}
     for smoothing in (0, 0.5):
@@ -284,9 +284,11 @@ def test_resuming_goes_on_from_the_last_epoch(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     run("text_classification", *argv)
     printed = capsys.readouterr().out
-    assert "plain: 3 epochs" not in printed  # it was finished
+    assert "plain: 3 epochs" not in printed  # it had already finished
     histories = json.loads((tmp_path / "report.json").read_text())["histories"]
     assert {arm: len(history["loss"]) for arm, history in histories.items()} == {"plain": 3, "R-Drop": 1}
+    run("text_classification", "--output", tmp_path, "--resume", "--epochs", 1, "--plain")
+    assert "plain: 1 epochs" in capsys.readouterr().out  # without --compare, a finished arm is trained again
 
 
 @pytest.mark.slow
@@ -298,7 +300,7 @@ def test_mixed_precision_and_tensorboard(tmp_path):
 
 @pytest.mark.slow
 def test_distribution(tmp_path):
-    """On two devices, in a process of its own: their number is set before the backend starts."""
+    """Trains on two devices, in a new process because the backend reads their number at its start."""
     code = """
 import sys
 if sys.argv[1] == "tensorflow":
@@ -323,14 +325,14 @@ text_classification.main(["--smoke", "--distribute", "--output", sys.argv[2]])
     command = [sys.executable, *launcher, tmp_path / "example.py", backend, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("R-Drop: 1 epochs of 2 steps") == 1  # of several processes, one prints
+    assert done.stdout.count("R-Drop: 1 epochs of 2 steps") == 1  # only the first process prints
     (result,) = json.loads((tmp_path / "report.json").read_text())["results"]
     assert result["row passes"] == 2 * 64
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="elsewhere one process has all devices")
 def test_processes_of_pytorch(monkeypatch):
-    """Without torchrun the flag says how to start; in a process of several, every one has batches of its own."""
+    """Without torchrun, the error says how to start. With it, the processes train on different batches."""
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SystemExit, match="torchrun --nproc-per-node 2"):
         run("text_classification", "--distribute")
@@ -356,7 +358,7 @@ def test_processes_of_pytorch(monkeypatch):
 
 
 def test_the_padding_of_the_language_model_is_not_its_end():
-    """Else `generate` would find the end in the padding after the prompt, and stop there."""
+    """Otherwise `generate` would take the padding after the prompt for the end token, and stop there."""
     script = importlib.import_module("language_modeling")
     tokenizer = script.build_tokenizer(SimpleNamespace(vocabulary_size=300), TEXTS)
     assert tokenizer.pad_token_id != tokenizer.end_token_id
@@ -364,7 +366,7 @@ def test_the_padding_of_the_language_model_is_not_its_end():
 
 
 def test_the_small_model_reads_the_text_from_the_start():
-    """Else its decoder learns how summaries begin, and never to look at the text: the same summary for all texts."""
+    """Otherwise the decoder ignores the text, and writes the same summary for all texts."""
     script = importlib.import_module("summarization")
     args = script.parse_arguments(["--smoke"])
     preprocessor = script.build_preprocessor(args, TEXTS)
@@ -375,9 +377,9 @@ def test_the_small_model_reads_the_text_from_the_start():
 
 
 def test_beam_search_finds_what_trying_everything_finds(rng):
-    length, tokens, beams = 4, 4, 64  # as many beams as there are sequences: nothing is pruned
+    length, tokens, beams = 4, 4, 64  # one beam per possible sequence, so that nothing is pruned
     start, end = 0, 1
-    table = np.log(rng.dirichlet(np.ones(tokens), (2, tokens, length)))  # of a row, by the last token and the place
+    table = np.log(rng.dirichlet(np.ones(tokens), (2, tokens, length)))  # by row, last token and position
 
     def log_probabilities(prefixes, step):
         rows = np.arange(len(prefixes)) // beams

@@ -38,7 +38,7 @@ def set_up(devices):
     if BACKEND == "jax":
         keras.distribution.set_distribution(keras.distribution.DataParallel())
         return contextlib.nullcontext(), [], 1
-    from keras_rdrop.torch_data_parallel import TorchDataParallel
+    from keras_rdrop import TorchDataParallel
 
     parallel = TorchDataParallel()
     return contextlib.nullcontext(), [parallel], parallel.processes

@@ -1,4 +1,4 @@
-"""Draws the picture of the two passes: python docs/figures.py"""
+"""Draws the figures of the documentation: python docs/figures.py"""
 
 from pathlib import Path
 
@@ -7,21 +7,46 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+PICTURES = Path(__file__).parent / "pictures"
 ONCE, FIRST, SECOND = "#d9dee8", "#7fb3d5", "#f5b971"
+LINE = "#444444"
+
+# The way of a batch through the code: a column of the figure, and the text in it.
+COLUMNS = ["Keras", "model.py", "_passes/", "_objective/", "_kernels/"]
+BATCH = [
+    ("Keras", "fit"),
+    ("model.py", "RDropModel.train_step"),
+    ("_passes/", "Passes.spread: targets, weights"),
+    ("_passes/", "RunningStep.run: opens a Step"),
+    ("Keras", "train_step"),
+    ("model.py", "RDropModel.call"),
+    ("_passes/", "TrainingGraph.model, Passes.widen"),
+    ("model.py", "RDropModel.compute_loss"),
+    ("Keras", "compute_loss"),
+    ("_objective/", "OutputLoss"),
+    ("_objective/", "JointTerms or SeparateTerms"),
+    ("_kernels/", "forward: loss and divergence"),
+    ("_objective/", "OutputLoss: step.divergences"),
+    ("model.py", "loss + alpha / 2 * divergence"),
+    ("Keras", "gradient"),
+    ("_kernels/", "backward"),
+    ("Keras", "optimizer and metrics"),
+]
 
 
-def box(axes, x, y, width, text, color):
+def box(axes, x, y, width, text, color, size=11):
     axes.text(
-        x + width / 2, y, text, ha="center", va="center", fontsize=11,
-        bbox={"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "#444444"},
+        x + width / 2, y, text, ha="center", va="center", fontsize=size,
+        bbox={"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": LINE},
     )  # fmt: skip
 
 
-def arrow(axes, start, end):
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#444444", "linewidth": 1.4})
+def arrow(axes, start, end, **style):
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": LINE, "linewidth": 1.4, **style})
 
 
-def main():
+def draw_passes():
+    """Draws the two passes of a batch, which part at the first dropout."""
     figure, axes = plt.subplots(figsize=(9.5, 3.2), layout="constrained")
     box(axes, 0.0, 0, 0.8, "batch $x$", ONCE)
     box(axes, 1.7, 0, 1.2, "layers before\nany dropout", ONCE)
@@ -37,14 +62,36 @@ def main():
     axes.text(7.95, 0, r"symmetric KL, $D$", va="center", color="#a33", fontsize=11)
     axes.text(8.2, 0.75, "and $y$: loss", va="center", fontsize=11)
     axes.text(8.2, -0.75, "and $y$: loss", va="center", fontsize=11)
-    axes.text(1.85, -0.85, "once a row", ha="center", fontsize=11, color="#555555")
-    axes.text(5.6, -1.35, "once a pass, in one batch", ha="center", fontsize=11, color="#555555")
+    axes.text(1.85, -0.85, "once per row", ha="center", fontsize=11, color="#555555")
+    axes.text(5.6, -1.35, "once per pass, in one batch", ha="center", fontsize=11, color="#555555")
     axes.text(8.3, -1.35, r"mean loss $+\;\alpha/2 \cdot D$", ha="center", fontsize=12)
     axes.set_xlim(-0.2, 9.6)
     axes.set_ylim(-1.6, 1.25)
     axes.axis("off")
-    figure.savefig(Path(__file__).parent / "pictures" / "passes.png", dpi=130)
+    figure.savefig(PICTURES / "passes.png", dpi=130)
+
+
+def draw_batch():
+    """Draws the modules that a batch passes, from `fit` to the gradient."""
+    figure, axes = plt.subplots(figsize=(12, 7.6), layout="constrained")
+    for column, name in enumerate(COLUMNS):
+        axes.text(column, 1.0, name, ha="center", va="center", fontsize=12, weight="bold")
+        axes.axvline(column, 0.02, 0.93, color="#dddddd", zorder=0)
+    colors = [ONCE, FIRST, SECOND, "#a8d5a2", "#d7b5d8"]
+    previous = None
+    for row, (name, text) in enumerate(BATCH):
+        x, y = COLUMNS.index(name), -row
+        if previous is not None:
+            side = 0 if x == previous[0] else 0.05 if x > previous[0] else -0.05
+            arrow(axes, (previous[0] + side, previous[1] - 0.3), (x - side, y + 0.3), shrinkA=0, shrinkB=0)
+        box(axes, x, y, 0, text, colors[x], size=10)
+        previous = x, y
+    axes.set_xlim(-0.55, len(COLUMNS) - 0.45)
+    axes.set_ylim(-len(BATCH) + 0.3, 1.4)
+    axes.axis("off")
+    figure.savefig(PICTURES / "batch.png", dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    draw_passes()
+    draw_batch()

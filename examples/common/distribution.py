@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_rdrop.torch_data_parallel import TorchDataParallel
+from keras_rdrop import TorchDataParallel
 
 
 def torch_data_parallel(args: argparse.Namespace) -> TorchDataParallel | None:

@@ -73,6 +73,7 @@ def _recipe(shared: str | None = None, sources: Mapping[str, list[str]] | None =
 
 
 RECIPES: Mapping[str, Recipe] = {name: _recipe(**entry) for name, entry in _DATA["recipes"].items()}
+"""The recipes by name, for example `"iwslt14-de-en"` or `"glue-rte"`."""
 
 
 def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, classes: int | None = None) -> float:

@@ -1,5 +1,8 @@
 """The package: its imports, its wheel, its version and its public names."""
 
+import importlib
+import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -37,7 +40,8 @@ def test_wheel(tmp_path):
         names = set(archive.namelist())
         metadata = archive.read(f"keras_rdrop-{keras_rdrop.__version__}.dist-info/METADATA").decode()
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("keras_rdrop/**/*.py")}
-    assert {name for name in names if ".dist-info/" not in name} == modules | {"keras_rdrop/py.typed"}
+    data = {"keras_rdrop/py.typed", "keras_rdrop/recipes/recipes.toml"}
+    assert {name for name in names if ".dist-info/" not in name} == modules | data
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     required = re.findall(r"^Requires-Dist: (\S+)", metadata, re.MULTILINE)
     assert [r for r in required if r.startswith("keras>")] == [required[0]]
@@ -51,7 +55,43 @@ def test_the_version_is_the_same_everywhere():
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_public_names():
-    assert keras_rdrop.__all__ == ["RDropModel", "__version__", "divergences", "layers", "losses", "plot"]
+def public_objects(module):
+    """The public functions, classes and data of a module by name, without the names that it imports."""
+    names = [name for name in vars(module) if not name.startswith("_")]
+    objects = {name: getattr(module, name) for name in names if not inspect.ismodule(getattr(module, name))}
+    return {
+        name: found
+        for name, found in objects.items()
+        if getattr(found, "__module__", module.__name__) == module.__name__
+    }
+
+
+def test_public_names_are_importable_from_the_package():
     for name in keras_rdrop.__all__:
         assert hasattr(keras_rdrop, name)
+    assert {name for name in vars(keras_rdrop) if not name.startswith("_")} == {
+        *(name for name in keras_rdrop.__all__ if not name.startswith("_")),
+        "model",
+        "torch_data_parallel",
+    }
+    for name in ("model", "torch_data_parallel"):  # their names are those of the package
+        for public in public_objects(getattr(keras_rdrop, name)):
+            assert getattr(keras_rdrop, public) is getattr(getattr(keras_rdrop, name), public)
+
+
+def test_the_api_page_documents_the_public_names_and_nothing_else():
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert "filters" not in page
+    documented = []
+    for identifier in re.findall(r"^::: (\S+)$", page, re.MULTILINE):
+        path, _, name = identifier.rpartition(".")
+        found = getattr(importlib.import_module(path), name)
+        documented += public_objects(found).values() if inspect.ismodule(found) else [found]
+    public = []
+    for module in pkgutil.iter_modules(keras_rdrop.__path__):
+        if not module.name.startswith("_"):
+            public += public_objects(importlib.import_module(f"keras_rdrop.{module.name}")).values()
+    assert len(documented) == len(public)
+    assert {id(found) for found in documented} == {id(found) for found in public}
+    for found in documented:
+        assert isinstance(found, dict) or found.__doc__

@@ -5,6 +5,7 @@ that backend.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import keras
@@ -98,8 +99,36 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_d
         exec(compile(block, page, "exec"), namespace)
 
 
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
 def test_contributing_lists_every_module():
-    files = {path.name for path in (ROOT / "keras_rdrop").glob("*.py")} - {"__init__.py"}
-    assert files == set(
-        re.findall(r"^\| `keras_rdrop/(\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    )
+    package = ROOT / "keras_rdrop"
+    modules = {str(path.relative_to(package)) for path in package.glob("**/*.py") if not path.name.startswith("__")}
+    assert set(re.findall(r"^\| `([\w/]+\.py)`", CONTRIBUTING, re.MULTILINE)) == modules
+
+
+def test_a_batch_passes_the_functions_that_contributing_lists():
+    """The way of a batch on PyTorch, where every step runs in Python."""
+    if keras.backend.backend() != "torch":
+        pytest.skip("the other backends compile the step")
+    section = CONTRIBUTING.partition("## The way of a batch")[2].partition("## ")[0]
+    expected = re.findall(r"^\d+\. `([\w.]+)`", section, re.MULTILINE)
+    assert len(expected) == 15
+    layers = keras.layers
+    base = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dropout(0.5), layers.Dense(3)])
+    model = RDropModel(base)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    called = []
+
+    def trace(frame, event, _):
+        if event == "call" and "/keras_rdrop/" in frame.f_code.co_filename:
+            called.append(frame.f_code.co_qualname)
+
+    sys.setprofile(trace)
+    try:
+        model.fit(np.ones((4, 4)), np.zeros(4), verbose=0)
+    finally:
+        sys.setprofile(None)
+    remaining = iter(called)
+    assert [name for name in expected if name in remaining] == expected

@@ -1,3 +1,5 @@
+"""Compares the divergences with the NumPy reference, and tests their limits."""
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from keras_rdrop import divergences
 
 TO_NUMPY = keras.ops.convert_to_numpy
 
-# The function, its class, its reference on logits or values, and what turns logits into what it takes.
+# For each kind: the function, its NumPy reference, and keyword arguments for the function and its loss class.
 KINDS = {
     "kl_logits": (divergences.symmetric_kl, reference.symmetric_kl, {"from_logits": True}),
     "bernoulli_logits": (divergences.bernoulli_symmetric_kl, reference.bernoulli_symmetric_kl, {"from_logits": True}),
@@ -23,7 +25,7 @@ CLASSES = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(4, 7), (3, 5, 7), (1, 2), (2, 3, 4, 5)])
 @pytest.mark.parametrize("passes", [2, 3, 5])
-def test_equals_the_mean_over_ordered_pairs(kind, shape, passes, rng):
+def test_divergence_is_the_mean_over_ordered_pairs(kind, shape, passes, rng):
     function, expected, kwargs = KINDS[kind]
     predictions = [3 * rng.normal(size=shape) for _ in range(passes)]
     values = TO_NUMPY(function(*[p.astype("float32") for p in predictions], **kwargs))
@@ -31,14 +33,14 @@ def test_equals_the_mean_over_ordered_pairs(kind, shape, passes, rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_axis(kind, rng):
+def test_divergence_is_computed_along_axis(kind, rng):
     function, expected, kwargs = KINDS[kind]
     p, q = rng.normal(size=(2, 3, 5, 4))
     values = TO_NUMPY(function(np.moveaxis(p, -1, 1), np.moveaxis(q, -1, 1), axis=1, **kwargs))
     np.testing.assert_allclose(values, expected(p, q), rtol=1e-4)
 
 
-def test_probabilities_give_the_same_as_their_logits(rng):
+def test_probabilities_and_their_logits_have_the_same_divergence(rng):
     logits = 3 * rng.normal(size=(2, 6, 5))
     p, q = np.exp(reference.log_softmax(logits))
     np.testing.assert_allclose(TO_NUMPY(divergences.symmetric_kl(p, q)), reference.symmetric_kl(*logits), rtol=1e-4)
@@ -48,7 +50,8 @@ def test_probabilities_give_the_same_as_their_logits(rng):
     )
 
 
-def test_probabilities_are_normalized_as_in_the_loss(rng):
+def test_probabilities_are_normalized(rng):
+    """Keras's `categorical_crossentropy` normalizes probabilities, too."""
     p, q = rng.uniform(0.1, 1, size=(2, 6, 5))
     normalized = [v / v.sum(-1, keepdims=True) for v in (p, q)]
     np.testing.assert_allclose(
@@ -58,8 +61,8 @@ def test_probabilities_are_normalized_as_in_the_loss(rng):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["kl_logits", "bernoulli_logits"])
-def test_nothing_is_clipped(kind, dtype):
-    """A true 40 is 40; Keras's clipped `kl_divergence` gives 16.12 for it."""
+def test_large_divergences_are_not_clipped(kind, dtype):
+    """These predictions have a divergence of 40. Keras's `kl_divergence` clips probabilities and returns 16.12."""
     p, q = [[0.0, 40.0]], [[40.0, 0.0]]
     if kind == "bernoulli_logits":
         p, q = [[-40.0]], [[40.0]]
@@ -69,7 +72,7 @@ def test_nothing_is_clipped(kind, dtype):
     np.testing.assert_allclose(TO_NUMPY(value), [40.0], rtol=1e-6)
 
 
-def test_far_apart_probabilities():
+def test_large_divergences_of_probabilities_are_not_clipped():
     p = np.exp(reference.log_softmax([[0.0, 40.0]]))
     np.testing.assert_allclose(TO_NUMPY(divergences.symmetric_kl(p, p[:, ::-1].copy())), [40.0], rtol=1e-6)
 
@@ -77,12 +80,12 @@ def test_far_apart_probabilities():
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("passes", [2, 3])
-def test_extremes_are_finite_and_never_negative(kind, dtype, passes, rng):
+def test_extreme_predictions_have_a_finite_non_negative_divergence(kind, dtype, passes, rng):
     function, _, kwargs = KINDS[kind]
     rows = np.concatenate(
         [
             rng.choice([-1e4, 0.0, 1e4], size=(50, passes, 6)),
-            rng.normal(size=(50, 1, 6)) + 1e-4 * rng.normal(size=(50, passes, 6)),  # nearly equal: rounding decides
+            rng.normal(size=(50, 1, 6)) + 1e-4 * rng.normal(size=(50, passes, 6)),  # nearly equal
             1e-3 * rng.normal(size=(50, passes, 6)),
         ]
     )
@@ -94,14 +97,14 @@ def test_extremes_are_finite_and_never_negative(kind, dtype, passes, rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("passes", [2, 3, 4])
-def test_equal_predictions_are_exactly_zero_apart(kind, passes, rng):
+def test_equal_predictions_have_a_divergence_of_exactly_zero(kind, passes, rng):
     function, _, kwargs = KINDS[kind]
     prediction = (100 * rng.normal(size=(8, 5))).astype("float32")
     np.testing.assert_array_equal(TO_NUMPY(function(*[prediction] * passes, **kwargs)), np.zeros(8))
 
 
 @pytest.mark.parametrize("function", [divergences.symmetric_kl, divergences.bernoulli_symmetric_kl])
-def test_saturated_probabilities_are_finite(function):
+def test_saturated_probabilities_have_a_finite_divergence(function):
     p, q = np.array([[0.0, 1.0], [0.0, 1.0], [0.5, 0.5]]), np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     values = TO_NUMPY(function(p, q))
     assert np.all(np.isfinite(values))
@@ -109,7 +112,7 @@ def test_saturated_probabilities_are_finite(function):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_class_is_a_keras_loss_on_two_predictions(kind, rng):
+def test_loss_class_applies_sample_weights_and_reduction(kind, rng):
     _, expected, kwargs = KINDS[kind]
     p, q = rng.normal(size=(2, 4, 3, 5))
     weights = rng.uniform(size=(4, 3))
@@ -121,7 +124,7 @@ def test_loss_class_is_a_keras_loss_on_two_predictions(kind, rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_config_round_trip(kind):
+def test_serialization_preserves_the_config(kind):
     loss = CLASSES[kind](**KINDS[kind][2], axis=1, reduction="sum", name="mine")
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert type(restored) is CLASSES[kind]
@@ -130,7 +133,7 @@ def test_config_round_trip(kind):
     assert (restored.reduction, restored.name) == ("sum", "mine")
 
 
-def test_classes_take_probabilities_unless_told_otherwise(rng):
+def test_loss_classes_expect_probabilities_by_default(rng):
     p, q = rng.dirichlet(np.ones(5), size=(2, 4))
     for cls, function in (
         (divergences.SymmetricKL, divergences.symmetric_kl),
@@ -139,17 +142,17 @@ def test_classes_take_probabilities_unless_told_otherwise(rng):
         np.testing.assert_allclose(float(cls()(p, q)), TO_NUMPY(function(p, q)).mean(), rtol=1e-5)
 
 
-def test_saturated_binary_probabilities_are_taken_as_the_last_that_float32_tells_from_0_and_1():
-    """Next to 1 that is half of 2**-24 away, next to 0 it is 2**-126."""
+def test_saturated_binary_probabilities_are_clipped_to_the_limits_of_float32():
+    """Probability 0 becomes 2**-126, and probability 1 becomes 1 - 2**-25."""
     value = TO_NUMPY(divergences.bernoulli_symmetric_kl([[0.0]], [[1.0]]))
     np.testing.assert_allclose(value, [(25 + 126) * np.log(2) / 2], rtol=1e-6)
 
 
-def test_double_precision_is_kept():
+def test_float64_dtype_is_kept():
     assert divergences.SymmetricKL(dtype="float64").dtype == "float64"
 
 
-def test_half_precision_floatx_does_not_reach_the_divergence():
+def test_half_precision_floatx_does_not_change_the_dtype_of_the_divergence():
     keras.config.set_floatx("float16")
     try:
         assert divergences.SymmetricKL().dtype == "float32"
@@ -157,6 +160,6 @@ def test_half_precision_floatx_does_not_reach_the_divergence():
         keras.config.set_floatx("float32")
 
 
-def test_one_prediction_is_an_error():
+def test_a_single_prediction_raises_an_error():
     with pytest.raises(ValueError, match="Expected two or more predictions"):
         divergences.symmetric_kl([[0.5, 0.5]])

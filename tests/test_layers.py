@@ -1,4 +1,4 @@
-"""R-Drop around one layer, against the formula, and against the layer alone."""
+"""Compares the `RDrop` layer with the formula and with the wrapped layer."""
 
 import keras
 import numpy as np
@@ -13,15 +13,15 @@ from keras_rdrop.layers import RDrop
 FACTORS = (0.5, 2.0)
 
 
-class KnownRuns(layers.Layer):
-    """Multiplies by another factor in every second run of training: dropout that the reference can see."""
+class AlternatingFactor(layers.Layer):
+    """Multiplies by two factors in turn in training, like dropout with known masks."""
 
     def __init__(self, outputs=1):
         super().__init__()
         self.outputs = outputs
         self.runs = 0
         self.supports_masking = True
-        self.seed_generator = keras.random.SeedGenerator(0)  # what a layer that is random holds
+        self.seed_generator = keras.random.SeedGenerator(0)  # marks the layer as random
 
     def call(self, inputs, training=None):
         if training:
@@ -30,40 +30,40 @@ class KnownRuns(layers.Layer):
         return inputs if self.outputs == 1 else (inputs,) * self.outputs
 
 
-def fit_once(layer, x, y, before=()):
-    """The logs of a step of plain Keras that changes nothing, with the mean of all outputs as its loss."""
+def fit_once(layer, x, y, preceding_layers=()):
+    """Return the logs of one step of plain Keras with a learning rate of 0 and a mean squared error."""
     inputs = keras.Input(x.shape[1:])
     hidden = inputs
-    for masking in before:
-        hidden = masking(hidden)
+    for preceding_layer in preceding_layers:
+        hidden = preceding_layer(hidden)
     model = keras.Model(inputs, layer(hidden))
     model.compile(keras.optimizers.SGD(0.0), "mse")
     return model.train_on_batch(x, y, return_dict=True)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_divergence_is_added_to_the_loss_of_the_first_run(masked, rng):
+def test_divergence_is_added_to_the_loss_of_the_first_run(masked, rng):
     x, y = rng.normal(size=(4, 3, 5)).astype("float32"), rng.normal(size=(4, 3, 5)).astype("float32")
     kept = np.ones((4, 3), bool)
     if masked:
         kept = rng.uniform(size=(4, 3)) < 0.6
         x[~kept] = 0.0
-    logs = fit_once(RDrop(KnownRuns(), alpha=3.0), x, y, [layers.Masking()] if masked else [])
+    logs = fit_once(RDrop(AlternatingFactor(), alpha=3.0), x, y, [layers.Masking()] if masked else [])
     first, second = (x.astype("float64") * factor for factor in FACTORS)
     plain = np.mean(np.square(first - y), axis=-1)[kept].mean()
     divergence = reference.mean_squared_difference(first, second)[kept].mean()
     np.testing.assert_allclose(logs["loss"], plain + 3.0 / 2 * divergence, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("inner", "shape"), [(KnownRuns, (4, 3, 5)), (layers.GlobalAveragePooling1D, (4, 5))])
-def test_the_mask_goes_on_as_the_layer_hands_it_on(inner, shape, rng, recwarn):
-    """A loss of another shape than its mask would fail; a mask that gets lost is a warning."""
+@pytest.mark.parametrize(("inner", "shape"), [(AlternatingFactor, (4, 3, 5)), (layers.GlobalAveragePooling1D, (4, 5))])
+def test_the_mask_of_the_wrapped_layer_is_passed_on(inner, shape, rng, recwarn):
+    """Keras raises an error if the shapes of loss and mask differ, and warns if a layer drops the mask."""
     x = rng.normal(size=(4, 3, 5)).astype("float32")
     fit_once(RDrop(inner(), alpha=0.0), x, np.zeros(shape), [layers.Masking()])
     assert not [warning for warning in recwarn if "does not support masking" in str(warning.message)]
 
 
-def test_outside_of_training_the_layer_runs_once_and_adds_nothing(rng):
+def test_divergence_is_added_only_in_training(rng):
     x = rng.normal(size=(4, 5)).astype("float32")
     inner = layers.Dropout(0.5)
     layer = RDrop(inner)
@@ -74,19 +74,19 @@ def test_outside_of_training_the_layer_runs_once_and_adds_nothing(rng):
     assert loss > 0.1
 
 
-def test_several_outputs(rng):
+def test_each_output_has_its_own_divergence(rng):
     x = rng.normal(size=(4, 5)).astype("float32")
     divergence = [None, SymmetricKL(from_logits=True), MeanSquaredDifference()]
-    layer = RDrop(KnownRuns(outputs=3), alpha=1.0, divergence=divergence)
+    layer = RDrop(AlternatingFactor(outputs=3), alpha=1.0, divergence=divergence)
     layer(x, training=True)
     first, second = (x.astype("float64") * factor for factor in FACTORS)
     expected = [reference.symmetric_kl(first, second), reference.mean_squared_difference(first, second)]
     np.testing.assert_allclose([float(loss) for loss in layer.losses], [np.mean(d) / 2 for d in expected], rtol=1e-5)
     with pytest.raises(ValueError, match=r"one entry for each of the 3 outputs .* Received: divergence='symmetric_kl'"):
-        RDrop(KnownRuns(outputs=3), divergence="symmetric_kl")(x, training=True)
+        RDrop(AlternatingFactor(outputs=3), divergence="symmetric_kl")(x, training=True)
 
 
-def test_hidden_states_and_attention_maps(rng):
+def test_hidden_states_and_attention_maps_each_add_a_divergence(rng):
     inputs = keras.Input((6, 8))
     dropped = layers.Dropout(0.3)(inputs)
     attention = keras.Model(inputs, layers.MultiHeadAttention(2, 4)(dropped, dropped, return_attention_scores=True))
@@ -97,21 +97,21 @@ def test_hidden_states_and_attention_maps(rng):
     assert all(float(loss) > 0 for loss in layer.losses)
 
 
-def test_inside_the_base_of_r_drop_it_counts_once(rng):
-    """Both runs, of both passes, as the mean over the rows of the batch."""
+def test_divergence_counts_once_inside_an_rdrop_model(rng):
+    """The divergence of the layer is the mean over the rows of both passes."""
     x, y = rng.normal(size=(4, 5)).astype("float32"), rng.normal(size=(4, 5)).astype("float32")
     inputs = keras.Input((5,))
-    model = RDropModel(keras.Model(inputs, RDrop(KnownRuns(), alpha=3.0)(inputs)), alpha=1.0)
+    model = RDropModel(keras.Model(inputs, RDrop(AlternatingFactor(), alpha=3.0)(inputs)), alpha=1.0)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     logs = model.train_on_batch(x, y, return_dict=True)
     first, second = (x.astype("float64") * factor for factor in FACTORS)
     plain = np.mean(np.square(first - y))
-    assert logs["divergence"] == 0.0  # the first runs of both passes are the same
+    assert logs["divergence"] == 0.0  # the first run is the same in both passes
     divergence = np.mean(reference.mean_squared_difference(first, second))
     np.testing.assert_allclose(logs["loss"], plain + 3.0 / 2 * divergence, rtol=1e-5)
 
 
-def test_training_with_it_saving_and_loading(tmp_path, rng):
+def test_a_model_with_the_layer_can_be_trained_saved_and_loaded(tmp_path, rng):
     x, y = rng.normal(size=(16, 6)).astype("float32"), rng.integers(0, 3, 16)
     block = keras.Sequential([keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dropout(0.3)])
     divergence = MeanSquaredDifference(name="hidden")
@@ -128,7 +128,7 @@ def test_training_with_it_saving_and_loading(tmp_path, rng):
     loaded.fit(x, y, verbose=0)
 
 
-def test_half_precision(rng):
+def test_divergence_is_float32_in_mixed_precision(rng):
     layer = RDrop(layers.Dropout(0.5, dtype="mixed_float16"), dtype="mixed_float16")
     outputs = layer(rng.normal(size=(4, 5)).astype("float16"), training=True)
     assert keras.backend.standardize_dtype(outputs.dtype) == "float16"
@@ -146,6 +146,6 @@ def test_half_precision(rng):
         ({"divergence": "kl"}, "Expected `divergence` to be"),
     ],
 )
-def test_bad_arguments(options, message):
+def test_invalid_arguments_raise_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         RDrop(layers.Dropout(0.5), **options)

@@ -1,4 +1,4 @@
-"""Label smoothing of integer targets, against Keras's own of one-hot ones."""
+"""Compares label smoothing of integer targets with Keras's label smoothing of one-hot targets."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ L = keras.losses
 
 @pytest.mark.parametrize("from_logits", [True, False])
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "none"])
-def test_equals_that_of_one_hot_targets(from_logits, reduction, rng):
+def test_integer_and_one_hot_targets_give_the_same_loss(from_logits, reduction, rng):
     predictions = rng.uniform(0.1, 1, size=(4, 3, 5)).astype("float32")
     targets, weights = rng.integers(0, 5, (4, 3)), rng.uniform(size=(4, 3))
     options = {"from_logits": from_logits, "label_smoothing": 0.1, "reduction": reduction}
@@ -20,7 +20,7 @@ def test_equals_that_of_one_hot_targets(from_logits, reduction, rng):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(loss), keras.ops.convert_to_numpy(expected), rtol=1e-5)
 
 
-def test_ignored_elements_do_not_count(rng):
+def test_elements_of_the_ignored_class_do_not_count(rng):
     logits, targets = rng.normal(size=(6, 5)).astype("float32"), np.array([2, 0, 2, 1, 4, 3])
     loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=2, label_smoothing=0.2)
     valid = targets != 2
@@ -31,7 +31,7 @@ def test_ignored_elements_do_not_count(rng):
     np.testing.assert_allclose(float(loss(targets[:, None], logits)), float(expected), rtol=1e-5)
 
 
-def test_config(rng):
+def test_serialization_preserves_the_config(rng):
     loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=0, label_smoothing=0.2, reduction="sum")
     restored = L.deserialize(L.serialize(loss))
     assert restored.get_config() == loss.get_config()
@@ -39,13 +39,13 @@ def test_config(rng):
     assert float(restored(targets, logits)) == float(loss(targets, logits))
 
 
-def test_nothing_to_smooth_is_the_loss_of_keras(rng):
+def test_without_label_smoothing_the_loss_equals_that_of_keras(rng):
     logits, targets = rng.normal(size=(4, 5)).astype("float32"), rng.integers(0, 5, 4)
     losses = [loss(from_logits=True) for loss in (SparseCategoricalCrossentropy, L.SparseCategoricalCrossentropy)]
     np.testing.assert_allclose(*(float(loss(targets, logits)) for loss in losses), rtol=1e-6)
 
 
-def test_defaults_and_dtype_are_those_of_keras(rng):
+def test_defaults_and_dtype_match_keras(rng):
     predictions, targets = rng.uniform(0.1, 1, size=(4, 5)), rng.integers(0, 5, 4)
     for options in ({}, {"dtype": "float16"}):
         losses = [loss(**options) for loss in (SparseCategoricalCrossentropy, L.SparseCategoricalCrossentropy)]
@@ -55,6 +55,6 @@ def test_defaults_and_dtype_are_those_of_keras(rng):
 
 
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.0, float("nan")])
-def test_bad_label_smoothing(label_smoothing):
+def test_invalid_label_smoothing_raises_an_error(label_smoothing):
     with pytest.raises(ValueError, match="Expected `label_smoothing` in"):
         SparseCategoricalCrossentropy(label_smoothing=label_smoothing)

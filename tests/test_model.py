@@ -1,4 +1,4 @@
-"""RDropModel against the NumPy reference, against plain Keras, and against its base."""
+"""Compares `RDropModel` with the NumPy reference, with plain Keras and with its base."""
 
 import warnings
 
@@ -35,16 +35,16 @@ def data(rng, rows=12, features=8):
 @pytest.mark.parametrize(("passes", "fraction"), [(2, 1.0), (3, 1.0), (2, 0.25), (3, 0.3)])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("steps", "masked"), [(None, False), (6, False), (6, True)])
-def test_loss_and_gradients_equal_the_paper(passes, fraction, steps, masked, weighted, rng):
-    """One `train_on_batch` with SGD at rate 1 moves every weight by its gradient."""
+def test_loss_and_gradients_match_the_formula_of_the_paper(passes, fraction, steps, masked, weighted, rng):
+    """SGD with a learning rate of 1 subtracts the gradient from each weight."""
     rows, features, alpha = 4, 3, 2.5
     shape = (rows,) if steps is None else (rows, steps)
     x = rng.normal(size=(*shape, features))
     labels = rng.integers(0, CLASSES, shape)
     noise = rng.uniform(0.5, 1.5, size=(rows, passes, *shape[1:], features))
     repeated = int(np.ceil(fraction * rows))
-    noise[repeated:] = noise[repeated:, :1]  # one pass, which stands for all
-    of_the_batch = np.concatenate([noise[:repeated].reshape(-1, *noise.shape[2:]), noise[repeated:, 0]])
+    noise[repeated:] = noise[repeated:, :1]  # these rows have one pass, which the formula uses for all passes
+    batch_noise = np.concatenate([noise[:repeated].reshape(-1, *noise.shape[2:]), noise[repeated:, 0]])
     sample_weight = rng.uniform(0.1, 2, size=shape) if weighted else 1.0
     mask = None
     if masked:
@@ -53,7 +53,7 @@ def test_loss_and_gradients_equal_the_paper(passes, fraction, steps, masked, wei
 
     inputs = keras.Input(x.shape[1:])
     hidden = keras.layers.Masking()(inputs) if masked else inputs
-    hidden = KnownNoise(of_the_batch)(hidden)
+    hidden = KnownNoise(batch_noise)(hidden)
     base = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
     model = RDropModel(base, alpha=alpha, passes=passes, fraction=fraction)
     model.compile(keras.optimizers.SGD(1.0), sparse_ce())
@@ -76,14 +76,15 @@ def test_loss_and_gradients_equal_the_paper(passes, fraction, steps, masked, wei
     total, divergence = expected(kernel, bias)
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
     np.testing.assert_allclose(logs["divergence"], divergence, rtol=1e-5)
-    for gradient, of in zip(gradients, [lambda k: expected(k, bias)[0], lambda b: expected(kernel, b)[0]], strict=True):
+    losses = [lambda k: expected(k, bias)[0], lambda b: expected(kernel, b)[0]]
+    for gradient, loss in zip(gradients, losses, strict=True):
         value = kernel if gradient.ndim == 2 else bias
-        numerical = reference.numerical_gradient(of, value)
+        numerical = reference.numerical_gradient(loss, value)
         np.testing.assert_allclose(gradient, numerical, rtol=1e-5, atol=1e-5 * np.abs(numerical).max())
 
 
-def test_a_part_of_the_rows_on_every_path(rng):
-    """Up to the first dropout, from the inputs, and with the head in the loss: the same logs and weights."""
+def test_a_fraction_of_the_rows_gives_the_same_result_on_every_path(rng):
+    """Logs and weights agree with a shared prefix, without a shared prefix, and with a fused head."""
     x = rng.integers(1, 20, (10, 6)) * (np.arange(6) < rng.integers(1, 7, 10)[:, None])
     y = rng.integers(0, CLASSES, x.shape)
     results = []
@@ -95,13 +96,13 @@ def test_a_part_of_the_rows_on_every_path(rng):
         keras.utils.set_random_seed(0)
         logs = [list(model.train_on_batch(x[:n], y[:n], return_dict=True).values()) for n in (10, 10, 7)]
         results.append([np.array(logs), *model.get_weights()])
-    for others in results[1:]:
-        for found, expected in zip(others, results[0], strict=True):
+    for result in results[1:]:
+        for found, expected in zip(result, results[0], strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("passes", [2, 3])
-def test_alpha_zero_is_plain_training_on_the_repeated_batch(passes, rng):
+def test_alpha_zero_equals_plain_training_on_the_repeated_batch(passes, rng):
     x, y = data(rng, rows=40)
     plain, base = dropout_classifier(), dropout_classifier()
     base.set_weights(plain.get_weights())
@@ -120,7 +121,7 @@ def test_alpha_zero_is_plain_training_on_the_repeated_batch(passes, rng):
         np.testing.assert_allclose(w, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_inference_is_the_base_bit_for_bit(rng):
+def test_inference_equals_the_base_bit_for_bit(rng):
     x, y = data(rng)
     base = dropout_classifier()
     model = RDropModel(base)
@@ -135,20 +136,20 @@ def test_inference_is_the_base_bit_for_bit(rng):
     assert model.test_on_batch(x, y) == base.test_on_batch(x, y)
 
 
-def test_calling_in_training_mode_is_one_pass(rng):
+def test_calling_in_training_mode_runs_one_pass(rng):
     x, _ = data(rng)
     base, twin = dropout_classifier(), dropout_classifier()
     twin.set_weights(base.get_weights())
     model = RDropModel(base)
     model.compile("sgd", sparse_ce())
-    model.make_train_function()  # which prepares a graph that returns every row twice
+    model.make_train_function()  # builds a graph that returns every row twice
     outputs = model(x, training=True)
     assert outputs.shape == (12, CLASSES)
     to_numpy = keras.ops.convert_to_numpy
     np.testing.assert_array_equal(to_numpy(outputs), to_numpy(twin(x, training=True)))
 
 
-def test_defaults():
+def test_config_contains_the_default_arguments():
     config = RDropModel(dropout_classifier(), name="name").get_config()
     assert config.pop("base")["class_name"] == "Sequential"
     assert config == {
@@ -163,8 +164,8 @@ def test_defaults():
     }
 
 
-def test_logs(rng):
-    """The total is the compiled loss plus alpha / 2 times the divergence; validation is the base's alone."""
+def test_logged_loss_includes_the_divergence_only_in_training(rng):
+    """The training loss is the compiled loss plus `alpha / 2` times the divergence."""
     x, y = data(rng, rows=32)
     model = RDropModel(dropout_classifier(), alpha=3.0)
     model.compile(keras.optimizers.SGD(0.0), sparse_ce(), metrics=[sparse_ce_metric()])
@@ -180,7 +181,7 @@ def sparse_ce_metric():
     return keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="ce")
 
 
-def test_alpha_schedule_follows_the_iterations(rng):
+def test_alpha_schedule_follows_the_optimizer_iterations(rng):
     x, y = data(rng)
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 2], [0.0, 2.0, 6.0])
     model = RDropModel(dropout_classifier(), alpha=schedule)
@@ -196,12 +197,12 @@ def test_alpha_schedule_follows_the_iterations(rng):
         if len(alphas) == 1:
             after_first = len(traces)
     np.testing.assert_allclose(alphas, [0, 0, 2, 6, 6], atol=1e-4)
-    if keras.backend.backend() != "torch":  # PyTorch runs eagerly: every step is a call
+    if keras.backend.backend() != "torch":  # on PyTorch, every step calls `compute_loss`
         assert len(traces) == after_first
 
 
-def test_divergence_is_that_of_the_passes_of_the_same_row(rng):
-    """With a known noise, more than one row, and a loss other than cross-entropy."""
+def test_divergence_compares_passes_of_the_same_row(rng):
+    """The noise is known, the batch has several rows, and the loss is not a cross-entropy."""
     x, noise = rng.normal(size=(3, 4)), rng.uniform(size=(6, 4))
     inputs = keras.Input((4,))
     model = RDropModel(keras.Model(inputs, KnownNoise(noise)(inputs)))
@@ -212,7 +213,7 @@ def test_divergence_is_that_of_the_passes_of_the_same_row(rng):
 
 
 @pytest.mark.parametrize("passes", [2, 3])
-def test_sum_reduction_is_the_mean_over_passes_of_the_sum(passes, rng):
+def test_sum_reduction_sums_over_rows_and_averages_over_passes(passes, rng):
     x, y = data(rng, rows=6)
     models = []
     for reduction in ("sum_over_batch_size", "sum"):
@@ -226,14 +227,14 @@ def test_sum_reduction_is_the_mean_over_passes_of_the_sum(passes, rng):
     np.testing.assert_allclose(models[1].evaluate(x, y, verbose=0), 6 * models[0].evaluate(x, y, verbose=0), rtol=1e-5)
 
 
-def test_several_outputs_weigh_the_divergence_as_the_loss(rng):
+def test_loss_weights_apply_to_the_divergence_of_each_output(rng):
     x, noise = rng.normal(size=(4, 3)), rng.uniform(size=(8, 3))
     inputs = keras.Input((3,))
     noisy = KnownNoise(noise)(inputs)
     base = keras.Model(inputs, {"a": noisy, "b": 2.0 * noisy, "c": 3.0 * noisy})
     model = RDropModel(base, alpha=2.0, divergence={"a": "auto", "b": "mean_squared_difference", "c": None})
     loss = {"a": "mse", "b": "mae", "c": "mse"}
-    model.compile("sgd", loss, loss_weights={"c": 7.0, "a": 0.5, "b": 3.0})  # in another order
+    model.compile("sgd", loss, loss_weights={"c": 7.0, "a": 0.5, "b": 3.0})  # not in the order of the outputs
     logs = model.train_on_batch(x, {name: np.zeros((4, 3)) for name in "abc"}, return_dict=True)
     d = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean()
     divergence = 0.5 * d + 3.0 * 4 * d
@@ -245,7 +246,7 @@ def test_several_outputs_weigh_the_divergence_as_the_loss(rng):
     np.testing.assert_allclose(logs["a_loss"], squares, rtol=1e-5)
 
 
-def test_computing_the_loss_twice_in_a_step_counts_no_divergence_twice(rng):
+def test_computing_the_loss_twice_in_a_step_gives_the_same_loss(rng):
     class Difference(RDropModel):
         def compute_loss(self, *args, **kwargs):
             return super().compute_loss(*args, **kwargs) - super().compute_loss(*args, **kwargs)
@@ -255,7 +256,7 @@ def test_computing_the_loss_twice_in_a_step_counts_no_divergence_twice(rng):
     assert model.train_on_batch(*data(rng), return_dict=True)["loss"] == 0.0
 
 
-def test_the_base_alone_is_saved_without_a_trace(rng, tmp_path):
+def test_a_saved_base_is_a_plain_keras_model(rng, tmp_path):
     x, y = data(rng)
     model = RDropModel(dropout_classifier())
     model.compile("adam", sparse_ce())
@@ -266,7 +267,7 @@ def test_the_base_alone_is_saved_without_a_trace(rng, tmp_path):
     np.testing.assert_array_equal(restored.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-def test_inputs_go_to_the_base_as_they_are():
+def test_inputs_reach_the_base_without_a_cast():
     class Base(keras.Model):
         def call(self, inputs):
             assert keras.backend.standardize_dtype(inputs.dtype) == "float32"
@@ -284,16 +285,16 @@ class TestWarnings:
         model.compile("sgd", sparse_ce())
         model.train_on_batch(x, y)
 
-    def test_no_active_randomness(self, rng):
+    def test_a_base_without_active_randomness_warns(self, rng):
         with pytest.warns(UserWarning, match="No layer of base=.* is random in training"):
             self.train(dropout_classifier(rate=0.0), rng)
 
-    def test_noise_shared_by_the_batch(self, rng):
+    def test_noise_shared_by_the_batch_warns(self, rng):
         layers = [keras.Input((8,)), keras.layers.Dropout(0.5, noise_shape=(1, 8), name="shared")]
         with pytest.warns(UserWarning, match="Layer 'shared' draws one noise for the whole batch"):
             self.train(keras.Sequential([*layers, keras.layers.Dense(CLASSES)]), rng)
 
-    def test_only_once(self, rng):
+    def test_the_warning_is_issued_only_once(self, rng):
         model = RDropModel(dropout_classifier(rate=0.0))
         model.compile("sgd", sparse_ce())
         with pytest.warns(UserWarning, match="is random in training"):
@@ -302,7 +303,7 @@ class TestWarnings:
             warnings.simplefilter("error", UserWarning)
             model.train_on_batch(*data(rng))
 
-    def test_none_where_dropout_is_active(self, rng):
+    def test_active_dropout_does_not_warn(self, rng):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             self.train(dropout_classifier(), rng)
@@ -310,58 +311,58 @@ class TestWarnings:
 
 class TestErrors:
     @pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf"), "1", None, True, [1.0]])
-    def test_alpha(self, alpha):
+    def test_invalid_alpha(self, alpha):
         with pytest.raises(ValueError, match="Expected `alpha`.*Received: alpha="):
             RDropModel(dropout_classifier(), alpha=alpha)
 
     @pytest.mark.parametrize("passes", [1, 0, -2, 2.0, "2", None, True])
-    def test_passes(self, passes):
+    def test_invalid_passes(self, passes):
         with pytest.raises(ValueError, match="Expected `passes`.*Received: passes="):
             RDropModel(dropout_classifier(), passes=passes)
 
     @pytest.mark.parametrize("unlabelled", ["-1", float("nan"), True, [0]])
-    def test_unlabelled(self, unlabelled):
+    def test_invalid_unlabelled(self, unlabelled):
         with pytest.raises(ValueError, match="Expected `unlabelled`.*Received: unlabelled="):
             RDropModel(dropout_classifier(), unlabelled=unlabelled)
 
     @pytest.mark.parametrize("argument", ["share_prefix", "fuse_head"])
-    def test_switches(self, argument):
+    def test_switches_that_are_not_booleans(self, argument):
         with pytest.raises(ValueError, match=f"Expected `{argument}` to be a bool. Received: {argument}=1"):
             RDropModel(dropout_classifier(), **{argument: 1})
 
     @pytest.mark.parametrize("base", [None, keras.layers.Dense(1), "model"])
-    def test_base(self, base):
+    def test_a_base_that_is_not_a_keras_model(self, base):
         with pytest.raises(ValueError, match="Expected `base` to be a `keras.Model`.*Received: base="):
             RDropModel(base)
 
     @pytest.mark.parametrize("method", ["train_step", "compute_loss"])
-    def test_a_base_with_training_logic_of_its_own(self, method):
-        own = type("Own", (keras.Model,), {method: lambda self, *args, **kwargs: None})
+    def test_a_base_that_overrides_a_training_method(self, method):
+        custom_class = type("CustomModel", (keras.Model,), {method: lambda self, *args, **kwargs: None})
         with pytest.raises(ValueError, match=f"its own `{method}` would not be called"):
-            RDropModel(own())
+            RDropModel(custom_class())
 
     @pytest.mark.parametrize("divergence", ["kl_divergence", 1.0, {"a": "nothing"}, divergences.symmetric_kl])
-    def test_divergence(self, divergence):
+    def test_invalid_divergence(self, divergence):
         with pytest.raises(ValueError, match="Expected `divergence`.*Received: divergence="):
             RDropModel(dropout_classifier(), divergence=divergence)
 
     @pytest.mark.parametrize("loss", ["hinge", "poisson", keras.losses.CosineSimilarity(), lambda y, p: p - y])
-    def test_no_divergence_follows_from_the_loss(self, loss):
+    def test_a_loss_without_a_default_divergence(self, loss):
         model = RDropModel(dropout_classifier())
         with pytest.raises(ValueError, match="No divergence follows from the loss.*divergence=.*Received: divergence"):
             model.compile("sgd", loss)
 
-    def test_a_name_needs_a_loss_that_says_whether_it_takes_logits(self):
+    def test_a_divergence_name_with_a_loss_that_has_no_from_logits(self):
         model = RDropModel(dropout_classifier(), divergence="symmetric_kl")
         with pytest.raises(ValueError, match=r"SymmetricKL\(from_logits=True\)"):
             model.compile("sgd", lambda y, p: p - y)
 
-    def test_no_loss(self):
+    def test_compile_without_a_loss(self):
         with pytest.raises(ValueError, match="Expected `loss` in `compile"):
             RDropModel(dropout_classifier()).compile("sgd")
 
     @pytest.mark.parametrize("argument", ["divergence", "loss_weights"])
-    def test_structures_that_do_not_match(self, argument):
+    def test_structures_that_do_not_match_the_losses(self, argument):
         per_output = {"divergence": "auto", "loss_weights": None, argument: ["auto" if argument == "divergence" else 1]}
         model = RDropModel(dropout_classifier(), divergence=per_output["divergence"])
         with pytest.raises(ValueError, match=f"Expected `{argument}` to have one entry for each loss"):

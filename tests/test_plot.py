@@ -1,4 +1,4 @@
-"""Pictures of a training."""
+"""Tests `plot_history`."""
 
 import sys
 
@@ -9,15 +9,15 @@ from keras_rdrop import RDropModel
 from keras_rdrop.plot import plot_history
 
 
-def lines_of(figure):
-    """The data of each line, by panel and label."""
+def get_line_data(figure):
+    """Return the data of each line, by panel title and label."""
     return {
         axes.get_title(): {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
         for axes in figure.axes
     }
 
 
-def test_what_fit_logged(rng, tmp_path):
+def test_plot_shows_the_logs_of_fit(rng, tmp_path):
     alpha = keras.optimizers.schedules.PolynomialDecay(0.0, 8, 1.0)
     base = keras.Sequential([keras.layers.Dropout(0.3), keras.layers.Dense(3)])
     model = RDropModel(base, alpha=alpha)
@@ -26,7 +26,7 @@ def test_what_fit_logged(rng, tmp_path):
     history = model.fit(x, y, validation_split=0.2, batch_size=8, epochs=2, verbose=0)
     figure = plot_history(history, alpha=alpha, steps_per_epoch=2)
     logs = history.history
-    assert lines_of(figure) == {
+    assert get_line_data(figure) == {
         "loss": {"training": logs["loss"], "validation": logs["val_loss"]},
         "divergence": {"training": logs["divergence"]},
         "alpha": {"training": [0.25, 0.5]},
@@ -35,15 +35,15 @@ def test_what_fit_logged(rng, tmp_path):
     figure.savefig(tmp_path / "history.png")
 
 
-def test_several_trainings():
+def test_several_histories_share_the_panels():
     plain, rdrop = {"loss": [2.0, 1.0], "learning_rate": [0.1, 0.1]}, {"loss": [3.0], "divergence": [0.5]}
-    assert lines_of(plot_history({"plain": plain, "R-Drop": rdrop})) == {
+    assert get_line_data(plot_history({"plain": plain, "R-Drop": rdrop})) == {
         "loss": {"plain, training": [2.0, 1.0], "R-Drop, training": [3.0]},
         "divergence": {"R-Drop, training": [0.5]},
     }
 
 
-def test_nothing_to_draw(monkeypatch):
+def test_an_empty_history_or_missing_matplotlib_raises_an_error(monkeypatch):
     with pytest.raises(ValueError, match="Expected a `history` of at least one epoch. Received: history={}"):
         plot_history({})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -1,4 +1,4 @@
-"""Training on raw data, with a base that preprocesses its inputs, compared with preprocessing them first."""
+"""Tests raw data with a base that preprocesses it, compared with data preprocessed in advance."""
 
 import inspect
 
@@ -14,7 +14,7 @@ LABELS = np.array([1, 0, 2, 1, 0, 2])
 
 
 class Classifier(keras.Sequential):
-    """Takes words. Like a KerasHub task, it preprocesses the rows of each batch."""
+    """Preprocesses each batch of words, like a KerasHub task."""
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         self.batches.append(list(x))
@@ -37,7 +37,7 @@ def model():
 @pytest.mark.filterwarnings("ignore:No layer of base")
 class TestRawData:
     @pytest.mark.parametrize("texts", [TEXTS, np.array(TEXTS)])
-    def test_fit_trains_as_on_preprocessed_data(self, model, texts):
+    def test_fit_on_raw_data_equals_fit_on_preprocessed_data(self, model, texts):
         plain = RDropModel(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
         plain.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         plain.set_weights(model.get_weights()[: len(plain.get_weights())])
@@ -46,7 +46,7 @@ class TestRawData:
         np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
         assert [len(batch) for batch in model.base.batches[-4:]] == [4, 2, 4, 2]
 
-    def test_the_validation_split_takes_the_last_rows(self, model):
+    def test_validation_split_takes_the_last_rows(self, model):
         model.fit(TEXTS, LABELS, batch_size=3, validation_split=0.5, shuffle=False, verbose=0)
         assert model.base.batches[-2:] == [TEXTS[:3], TEXTS[3:]]
 
@@ -66,13 +66,13 @@ class TestRawData:
         history = model.fit(TEXTS, LABELS, validation_data=(TEXTS, LABELS), callbacks=[evaluate], verbose=0).history
         assert losses == pytest.approx(history["val_loss"], rel=1e-5)
 
-    def test_batches(self, model):
+    def test_on_batch_methods_accept_raw_data(self, model):
         loss = model.test_on_batch(TEXTS, LABELS)
         assert loss == pytest.approx(model.evaluate(TEXTS, LABELS, batch_size=6, verbose=0), rel=1e-5)
         assert model.train_on_batch(TEXTS, LABELS)[0] == pytest.approx(loss, rel=1e-5)
         assert model.test_on_batch(TEXTS, LABELS) < loss
 
-    def test_shuffling_draws_another_order_every_epoch(self, model):
+    def test_shuffling_changes_the_order_between_epochs(self, model):
         model.fit(TEXTS, LABELS, batch_size=6, epochs=5, verbose=0)
         orders = {tuple(batch) for batch in model.base.batches[-5:]}
         assert len(orders) > 1
@@ -80,8 +80,8 @@ class TestRawData:
 
 
 @pytest.mark.parametrize("name", ["fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch"])
-def test_signatures_are_those_of_keras(name):
-    """Editors and `help()` show the arguments of Keras."""
+def test_signatures_match_keras(name):
+    """Editors and `help()` show the same arguments as for `keras.Model`."""
     found, expected = (inspect.signature(getattr(cls, name)) for cls in (RDropModel, keras.Model))
     assert list(found.parameters) == list(expected.parameters)
     for argument, parameter in expected.parameters.items():

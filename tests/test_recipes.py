@@ -1,3 +1,5 @@
+"""Tests the recipes, their table, and the conversion of `alpha`."""
+
 import dataclasses
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import pytest
 
 from keras_rdrop.recipes import RECIPES, __main__, convert_alpha
 
-NUMBERS = [
+SOURCED_FIELDS = [
     "alpha",
     "dropout",
     "optimizer",
@@ -24,7 +26,7 @@ NUMBERS = [
 ]
 
 
-def test_the_data_sets_of_the_paper():
+def test_recipes_cover_the_data_sets_of_the_paper():
     families = [recipe.task for recipe in RECIPES.values()]
     assert {family: families.count(family) for family in families} == {
         "translation": 10,
@@ -36,24 +38,24 @@ def test_the_data_sets_of_the_paper():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_number_has_a_source_and_every_source_a_number(name):
+def test_exactly_the_stated_fields_have_a_source(name):
     recipe = RECIPES[name]
-    assert set(recipe.sources) == {field for field in NUMBERS if getattr(recipe, field) is not None}
+    assert set(recipe.sources) == {field for field in SOURCED_FIELDS if getattr(recipe, field) is not None}
     for results in (recipe.baseline, recipe.rdrop):
         assert results is None or len(results) == len(recipe.metric)
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.alpha = 1.0
 
 
-def kl_sums(logits):
-    """Sum over the classes of KL(P1 || P2) and KL(P2 || P1), a row each."""
+def kl_divergences(logits):
+    """Return KL(P1 || P2) and KL(P2 || P1), each with one value per row."""
     log_p, log_q = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return (np.exp(log_p) * (log_p - log_q)).sum(-1), (np.exp(log_q) * (log_q - log_p)).sum(-1)
 
 
-# The losses of the other codebases as they compute them, from the cross-entropies of both passes and both KL, a row
-# each, and their alpha. `ce` has the same rows in both passes: some codes count one pass only.
-CODES = {
+# The loss of each codebase, from the cross-entropy and both KL divergences per row, the alpha `a` of the codebase, and
+# the number of classes `c`. Both passes have the same cross-entropy `ce`, because some codebases count only one pass.
+CODEBASE_LOSSES = {
     "fairseq": lambda ce, kl, a, c: (2 * ce).mean() + a * (kl[0] + kl[1]).mean() / 2,
     "official-bert": lambda ce, kl, a, c: 2 * ce.mean() + a * (kl[0].sum() + kl[1].sum()) / 2,
     "official-roberta": lambda ce, kl, a, c: 0.5 * ce.mean() + a * (kl[0].sum() + kl[1].sum()) / 2,
@@ -64,20 +66,20 @@ CODES = {
 }
 
 
-@pytest.mark.parametrize("source", CODES)
+@pytest.mark.parametrize("source", CODEBASE_LOSSES)
 @pytest.mark.parametrize(("batch_size", "classes"), [(4, 3), (7, 10)])
-def test_convert_alpha_against_the_other_codes(source, batch_size, classes, rng):
+def test_convert_alpha_matches_the_loss_of_each_codebase(source, batch_size, classes, rng):
     ce = rng.random(batch_size)
-    kl = kl_sums(rng.normal(size=(2, batch_size, classes)))
-    theirs = CODES[source](ce, kl, 0.5, classes)
+    kl = kl_divergences(rng.normal(size=(2, batch_size, classes)))
+    codebase_loss = CODEBASE_LOSSES[source](ce, kl, 0.5, classes)
     alpha = convert_alpha(0.5, source, batch_size=batch_size, classes=classes)
-    ours = (2 * ce + alpha * (kl[0] + kl[1]) / 2).mean()
-    # The same loss up to a factor, which is that of the cross-entropy alone.
-    scale = 2 * ce.mean() / CODES[source](ce, kl, 0.0, classes)
-    np.testing.assert_allclose(theirs * scale, ours, rtol=1e-12)
+    rdrop_loss = (2 * ce + alpha * (kl[0] + kl[1]) / 2).mean()
+    # The losses differ by a constant factor, the ratio of their cross-entropy terms.
+    scale = 2 * ce.mean() / CODEBASE_LOSSES[source](ce, kl, 0.0, classes)
+    np.testing.assert_allclose(codebase_loss * scale, rdrop_loss, rtol=1e-12)
 
 
-def test_convert_alpha_says_what_is_missing():
+def test_convert_alpha_names_the_invalid_argument():
     with pytest.raises(ValueError, match="Expected `source` to be one of .*'bojone'.*Received: source='mine'"):
         convert_alpha(1.0, "mine")
     with pytest.raises(ValueError, match="Expected `batch_size` to be.*'official-vit'.*Received: batch_size=None"):
@@ -97,8 +99,8 @@ def test_the_table_lists_every_recipe(capsys, monkeypatch):
     assert "0.1, 0.5, 1" in printed
 
 
-def test_the_command_warns_of_nothing():
+def test_the_command_runs_without_a_runtime_warning():
     command = [sys.executable, "-m", "keras_rdrop.recipes"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "RuntimeWarning" not in done.stderr
-    assert "cifar100" in done.stdout
+    completed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "RuntimeWarning" not in completed.stderr
+    assert "cifar100" in completed.stdout

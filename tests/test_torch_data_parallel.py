@@ -1,4 +1,4 @@
-"""`TorchDataParallel` in one process. `integration/test_distribution.py` trains in several."""
+"""Tests `TorchDataParallel` in one process. `integration/test_distribution.py` tests several processes."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ ON_TORCH = keras.backend.backend() == "torch"
 
 
 @pytest.mark.skipif(ON_TORCH, reason="the class is for PyTorch")
-def test_another_backend():
+def test_other_backends_raise_an_error():
     with pytest.raises(RuntimeError, match=r"Expected the PyTorch backend\. Received: the backend"):
         TorchDataParallel()
 
@@ -27,7 +27,7 @@ def parallel(monkeypatch):
     torch.distributed.destroy_process_group()
 
 
-def test_one_process_trains_on_all_rows(parallel, rng):
+def test_a_single_process_trains_on_all_rows(parallel, rng):
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
     np.testing.assert_array_equal(parallel.shard((x, y))[0], x)
     assert parallel.shard((x, None))[1] is None
@@ -41,4 +41,4 @@ def test_one_process_trains_on_all_rows(parallel, rng):
 def test_a_process_takes_every_nth_row(parallel):
     parallel.rank, parallel.processes = 1, 3
     shard = parallel.shard({"x": np.arange(11)})
-    np.testing.assert_array_equal(shard["x"], [1, 4, 7])  # 11 // 3 rows in every process
+    np.testing.assert_array_equal(shard["x"], [1, 4, 7])  # each process takes 11 // 3 rows

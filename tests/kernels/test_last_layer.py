@@ -1,4 +1,4 @@
-"""Training that computes the last layer with the loss, compared with training on all logits."""
+"""Compares training that computes the last layer with the loss to training on all logits."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.gradients import value_and_gradient
-from support.straightforward import cross_entropy_and_symmetric_kl as derived
+from support.straightforward import cross_entropy_and_symmetric_kl as straightforward_terms
 
 from keras_rdrop import RDropModel
 from keras_rdrop._kernels import last_layer
@@ -15,7 +15,7 @@ from keras_rdrop.losses import SparseCategoricalCrossentropy
 
 layers, ops = keras.layers, keras.ops
 CLASSES = 11
-LARGE = keras.initializers.RandomNormal(stddev=1.0)  # for a large divergence
+LARGE_WEIGHTS = keras.initializers.RandomNormal(stddev=1.0)  # give a large divergence
 L = keras.losses
 
 
@@ -31,7 +31,7 @@ def dense(use_bias=True):
 
 
 def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
-    """Compares the loss and its gradient with derived ones. Features and weights are packed into one vector."""
+    """Compare the loss and its gradient with automatic differentiation. One vector holds the features and weights."""
     features = rng.normal(size=(*shape, 4)).astype("float32")
     targets = ops.convert_to_tensor(rng.integers(0, CLASSES, shape).astype("int32"))
     weights = [ops.convert_to_tensor(rng.normal(size=shape).astype("float32") / 50) for _ in range(2)]
@@ -42,15 +42,15 @@ def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
         return [ops.reshape(part, array.shape) for part, array in zip(parts, arrays, strict=True)]
 
     def computed(vector):
-        features, *weights_of_layer = unpacked(vector)
+        features, *layer_weights = unpacked(vector)
         output = LastLayer(layer)
-        output.weights = lambda: weights_of_layer
+        output.weights = lambda: layer_weights
         terms = output.weighted_terms(features, targets, label_smoothing, *weights, scale)
         return terms[0] + scale * terms[1]
 
     def expected(vector):
         features, kernel, *bias = unpacked(vector)
-        terms = derived(targets, sum(bias, ops.matmul(features, kernel)), label_smoothing)
+        terms = straightforward_terms(targets, sum(bias, ops.matmul(features, kernel)), label_smoothing)
         return ops.sum(weights[0] * terms[0]) + scale * ops.sum(weights[1] * terms[1])
 
     vector = np.concatenate([array.ravel() for array in arrays])
@@ -64,7 +64,7 @@ def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
 
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 3), (2, 3, 2, 2)])
-def test_terms_and_gradients(shape, use_bias, rng):
+def test_terms_and_gradients_match_automatic_differentiation(shape, use_bias, rng):
     check_terms(rng, dense(use_bias), shape, scale=1.5, label_smoothing=0.1 if use_bias else 0.0)
 
 
@@ -78,12 +78,14 @@ def test_terms_and_gradients(shape, use_bias, rng):
     scale=st.floats(0.0, 5.0),
     use_bias=st.booleans(),
 )
-def test_random_terms_and_gradients(seed, rows, passes, positions, scale, use_bias):
+def test_terms_and_gradients_of_random_shapes_match_automatic_differentiation(
+    seed, rows, passes, positions, scale, use_bias
+):
     check_terms(np.random.default_rng(seed), dense(use_bias), (rows, passes, *positions), scale)
 
 
 def test_half_precision_keeps_small_gradients(rng):
-    """Float16 would round the gradient of an element of a large batch to 0."""
+    """In a large batch, float16 would round the gradient of one element to 0."""
     layer = layers.Dense(CLASSES, use_bias=False, dtype="mixed_float16")
     layer.build((None, 4))
     assert [keras.backend.standardize_dtype(weight.dtype) for weight in LastLayer(layer).weights()] == ["float16"]
@@ -109,25 +111,25 @@ def classifier():
 
 
 def language_model(mask_zero=False):
-    """Has tied weights. Its logits have no Keras mask, although its features may have one."""
+    """Build a base with tied weights. Its features may have a Keras mask, but its logits have none."""
     inputs = keras.Input((None,), dtype="int32")
-    embedding = layers.ReversibleEmbedding(CLASSES, 4, mask_zero=mask_zero, embeddings_initializer=LARGE)
+    embedding = layers.ReversibleEmbedding(CLASSES, 4, mask_zero=mask_zero, embeddings_initializer=LARGE_WEIGHTS)
     hidden = layers.Dense(4)(embedding(inputs))
     return keras.Model(inputs, embedding(layers.Dropout(0.3)(hidden), reverse=True))
 
 
 def tagger():
-    """Its logits have a Keras mask."""
+    """Build a base whose logits have a Keras mask."""
     inputs = keras.Input((None,), dtype="int32")
-    hidden = layers.Embedding(CLASSES, 4, LARGE, mask_zero=True)(inputs)
+    hidden = layers.Embedding(CLASSES, 4, LARGE_WEIGHTS, mask_zero=True)(inputs)
     return keras.Model(inputs, layers.Dense(CLASSES)(layers.Dropout(0.3)(layers.Dense(4)(hidden))))
 
 
-def random_at_once():
+def random_first_layer():
     return keras.Sequential([keras.Input((6,)), layers.Dropout(0.3), layers.Dense(CLASSES)])
 
 
-BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tagger, random_at_once]
+BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tagger, random_first_layer]
 
 
 @pytest.mark.parametrize(
@@ -142,34 +144,34 @@ BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tag
         (tagger, {"ignore_class": 2, "label_smoothing": 0.1}, True, {}),
     ],
 )
-def test_training_is_the_same(make_base, loss_options, weighted, options, rng):
-    """Logs and weights agree for every way to weight elements."""
-    sequences = make_base not in (classifier, random_at_once)
+def test_fuse_head_does_not_change_training(make_base, loss_options, weighted, options, rng):
+    """Logs and weights agree for all masks, sample weights and reductions."""
+    sequences = make_base not in (classifier, random_first_layer)
     x = rng.integers(1, CLASSES, (5, 4)) if sequences else rng.normal(size=(5, 6)).astype("float32")
     if sequences:
         x[:, 2:] *= rng.integers(0, 2, (5, 1))
     y = rng.integers(0, CLASSES, x.shape if sequences else 5)
     y[0] = 2
     weights = rng.uniform(0.1, 2, y.shape) if weighted else None
-    logs, trained = [], []
+    logs, trained_weights = [], []
     for fuse_head in (True, False):
         keras.utils.set_random_seed(1)
         alpha = keras.optimizers.schedules.PolynomialDecay(0.5, 3, 4.0)
         model = RDropModel(make_base(), alpha=alpha, fuse_head=fuse_head, **options)
         loss = SparseCategoricalCrossentropy(from_logits=True, **loss_options)
         model.compile(keras.optimizers.SGD(0.1), loss, loss_weights=0.5)
-        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
+        model.make_train_function()  # first, because on PyTorch it draws from the global generator
         for step in range(3):
             keras.utils.set_random_seed(step)
             logs.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True))
-        trained.append(model.get_weights())
-    for found, expected in zip(logs[:3], logs[3:], strict=True):
-        assert found["divergence"] > 0
-        assert set(found) == {"loss", "divergence"}
-        for name, value in found.items():
+        trained_weights.append(model.get_weights())
+    for actual, expected in zip(logs[:3], logs[3:], strict=True):
+        assert actual["divergence"] > 0
+        assert set(actual) == {"loss", "divergence"}
+        for name, value in actual.items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
-    for found, expected in zip(*trained, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    for actual, expected in zip(*trained_weights, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -184,12 +186,12 @@ def test_training_is_the_same(make_base, loss_options, weighted, options, rng):
         (layers.ReversibleEmbedding(3, 4, logit_soft_cap=30.0), {"reverse": True}, False),
     ],
 )
-def test_supported_layers(layer, options, expected):
+def test_is_call_of_one_accepts_only_supported_layers(layer, options, expected):
     assert LastLayer.is_call_of_one(layer, **options) is expected
 
 
-def test_weights_of_both_signs(rng):
-    """The weights sum to 0, but the loss is not 0."""
+def test_fuse_head_supports_negative_sample_weights(rng):
+    """The sample weights sum to 0, but the loss is not 0."""
     x, y = rng.normal(size=(4, 6)).astype("float32"), rng.integers(0, CLASSES, 4)
     losses = []
     for fuse_head in (True, False):
@@ -204,7 +206,7 @@ def test_weights_of_both_signs(rng):
     assert abs(losses[0]) > 1e-3
 
 
-def test_only_evaluation_computes_the_metrics(rng):
+def test_fuse_head_computes_metrics_only_in_evaluation(rng):
     x, y = rng.normal(size=(8, 6)).astype("float32"), rng.integers(0, CLASSES, 8)
     model = RDropModel(classifier(), fuse_head=True)
     model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
@@ -214,7 +216,7 @@ def test_only_evaluation_computes_the_metrics(rng):
     assert "with the loss, in chunks of rows: dense" in model.describe_passes()
 
 
-def activated():
+def activated_last_layer():
     return keras.Sequential([keras.Input((6,)), layers.Dropout(0.3), layers.Dense(CLASSES, activation="tanh")])
 
 
@@ -230,8 +232,8 @@ def subclassed():
     return Subclassed()
 
 
-@pytest.mark.parametrize("make_base", [activated, subclassed])
-def test_bases_with_an_unsupported_last_layer(make_base, rng):
+@pytest.mark.parametrize("make_base", [activated_last_layer, subclassed])
+def test_unsupported_last_layers_raise_an_error(make_base, rng):
     model = RDropModel(make_base(), fuse_head=True)
     model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="Expected a `base` whose last layer can be computed with the loss"):
@@ -241,6 +243,6 @@ def test_bases_with_an_unsupported_last_layer(make_base, rng):
 @pytest.mark.parametrize(
     "loss", ["mse", L.SparseCategoricalCrossentropy(), L.CategoricalCrossentropy(from_logits=True)]
 )
-def test_unsupported_losses(loss):
+def test_unsupported_losses_raise_an_error(loss):
     with pytest.raises(ValueError, match="as required by fuse_head=True"):
         RDropModel(classifier(), fuse_head=True).compile("sgd", loss)

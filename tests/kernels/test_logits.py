@@ -1,4 +1,4 @@
-"""The hand-written gradient, compared with the derived one; the values, compared with the NumPy reference."""
+"""Compares the kernel's gradient with automatic differentiation, and its values with the NumPy reference."""
 
 import keras
 import numpy as np
@@ -7,18 +7,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import reference
 from support.gradients import value_and_gradient
-from support.straightforward import cross_entropy_and_symmetric_kl as derived
+from support.straightforward import cross_entropy_and_symmetric_kl as straightforward_terms
 
 from keras_rdrop._kernels import logits as kernel
 
 ops = keras.ops
 
 
-def check(rng, rows, passes, positions, classes, sparse, label_smoothing, dtype="float32", scale=1.0):
+def check_terms(rng, rows, passes, positions, classes, sparse, label_smoothing, dtype="float32", scale=1.0):
+    """Compare the weighted sum of the terms and its gradient with automatic differentiation."""
     shape = (rows, passes) if positions is None else (rows, passes, positions)
     logits = ops.cast((scale * rng.normal(size=(*shape, classes))).astype("float32"), dtype)
     labels = rng.integers(0, classes, shape)
-    targets = labels if sparse else rng.uniform(0.0, 1.0, (*shape, classes)).astype("float32")  # they need not sum to 1
+    targets = labels if sparse else rng.uniform(0.0, 1.0, (*shape, classes)).astype("float32")  # need not sum to 1
     weights = ops.convert_to_tensor(rng.uniform(0.1, 2, (2, *shape)).astype("float32"))
 
     def total(terms):
@@ -27,7 +28,7 @@ def check(rng, rows, passes, positions, classes, sparse, label_smoothing, dtype=
         )
 
     value, gradient = value_and_gradient(total(kernel.cross_entropy_and_symmetric_kl), logits)
-    expected, expected_gradient = value_and_gradient(total(derived), logits)
+    expected, expected_gradient = value_and_gradient(total(straightforward_terms), logits)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     np.testing.assert_allclose(float(value), float(expected), rtol=tolerance)
     assert keras.backend.standardize_dtype(gradient.dtype) == dtype
@@ -38,21 +39,21 @@ def check(rng, rows, passes, positions, classes, sparse, label_smoothing, dtype=
 @pytest.mark.parametrize("passes", [2, 3])
 @pytest.mark.parametrize("positions", [None, 3])
 @pytest.mark.parametrize(("sparse", "label_smoothing"), [(True, 0.0), (True, 0.1), (False, 0.0), (False, 0.1)])
-def test_terms_and_gradient(passes, positions, sparse, label_smoothing, rng):
-    check(rng, 4, passes, positions, 7, sparse, label_smoothing)
+def test_terms_and_gradient_match_automatic_differentiation(passes, positions, sparse, label_smoothing, rng):
+    check_terms(rng, 4, passes, positions, 7, sparse, label_smoothing)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision(dtype, rng):
-    check(rng, 4, 2, 3, 7, True, 0.0, dtype)
+def test_half_precision_matches_automatic_differentiation(dtype, rng):
+    check_terms(rng, 4, 2, 3, 7, True, 0.0, dtype)
 
 
 @pytest.mark.parametrize("size", [1, 200])
-def test_chunks_change_nothing(size, rng, monkeypatch):
-    """A chunk holds one position of one row, or a few rows."""
+def test_chunk_size_does_not_change_the_result(size, rng, monkeypatch):
+    """Each chunk holds one position of one row, or a few rows."""
     monkeypatch.setattr(kernel, "_CHUNK_CPU", size)
-    check(rng, 5, 2, 3, 7, True, 0.0)
-    check(rng, 5, 2, None, 7, False, 0.1)
+    check_terms(rng, 5, 2, 3, 7, True, 0.0)
+    check_terms(rng, 5, 2, None, 7, False, 0.1)
 
 
 def test_values_equal_the_reference(rng):
@@ -65,8 +66,8 @@ def test_values_equal_the_reference(rng):
 
 
 @pytest.mark.parametrize("passes", [2, 3])
-def test_extremes(passes, rng):
-    """Distant logits are exact, equal passes are exactly 0 apart, and at +-1e4 nothing is negative or NaN."""
+def test_extreme_logits_have_an_exact_divergence_and_finite_gradients(passes, rng):
+    """Distant logits have an exact divergence, equal passes have none, and logits of +-1e4 have finite gradients."""
     far = np.array([[[0.0, 40.0], [40.0, 0.0]]], "float32")
     assert float(kernel.cross_entropy_and_symmetric_kl(np.array([[0, 0]]), far)[1, 0, 0]) == pytest.approx(40, rel=1e-6)
     equal = np.repeat(rng.normal(size=(8, 1, 11)).astype("float32") * 30, passes, axis=1)
@@ -80,8 +81,8 @@ def test_extremes(passes, rng):
     assert np.all(np.isfinite(ops.convert_to_numpy(gradient)))
 
 
-def test_a_constant_added_to_the_logits_of_a_row_changes_nothing(rng):
-    """Also if the constants of two rows are far apart."""
+def test_a_constant_added_to_the_logits_of_a_row_does_not_change_the_terms(rng):
+    """The constants differ widely between rows."""
     logits, labels = rng.normal(size=(4, 2, 7)).astype("float32"), rng.integers(0, 7, (4, 2))
     constants = np.array([-1e3, 0, 1e3, 2e3], "float32")[:, None, None]
     terms, expected = (kernel.cross_entropy_and_symmetric_kl(labels, z) for z in (logits + constants, logits))
@@ -102,8 +103,11 @@ def test_a_constant_added_to_the_logits_of_a_row_does_not_change_the_gradient(pa
     np.testing.assert_allclose(ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected), rtol=0, atol=2e-6)
 
 
-def test_passes_that_nearly_agree(rng):
-    """The error is a few float32 roundings of the largest difference of the logits. D is its square in size."""
+def test_divergence_of_nearly_equal_passes_is_accurate(rng):
+    """The error is at most a few float32 roundings of the largest logit difference.
+
+    The divergence itself has the size of the square of this difference.
+    """
     first = rng.normal(size=(64, 101)).astype("float32")
     for difference in (1e-2, 1e-4):
         logits = np.stack([first, first + difference * rng.normal(size=first.shape).astype("float32")], axis=1)
@@ -125,6 +129,8 @@ def test_passes_that_nearly_agree(rng):
     smoothed=st.booleans(),
     scale=st.sampled_from([0.1, 1.0, 10.0]),
 )
-def test_terms_and_gradient_of_random_shapes(seed, rows, passes, positions, classes, sparse, smoothed, scale):
+def test_terms_and_gradient_of_random_shapes_match_automatic_differentiation(
+    seed, rows, passes, positions, classes, sparse, smoothed, scale
+):
     smoothing = 0.1 if smoothed else 0.0
-    check(np.random.default_rng(seed), rows, passes, positions, classes, sparse, smoothing, scale=scale)
+    check_terms(np.random.default_rng(seed), rows, passes, positions, classes, sparse, smoothing, scale=scale)

@@ -1,4 +1,4 @@
-"""The loss that stands in for a compiled loss: outside of training, with unlabelled rows, and with CTC."""
+"""Tests the loss that replaces a compiled loss: outside training, with unlabelled rows, and with CTC."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ from keras_rdrop._passes.step import RunningStep, Step
 L = keras.losses
 
 
-def test_outside_of_training_it_is_the_loss_itself(rng):
+def test_output_loss_equals_the_compiled_loss_outside_training(rng):
     running = RunningStep()
     loss = L.SparseCategoricalCrossentropy(from_logits=True)
     output_loss = output_losses(loss, "auto", None, running)
@@ -40,7 +40,7 @@ def test_a_step_collects_the_weighted_divergence(rng):
 @pytest.mark.parametrize(
     "targets", ["sparse", "sparse column", "one-hot", "sequence", "one-hot sequence", "regression"]
 )
-def test_unlabelled_rows_count_in_the_divergence_only(targets, weighted, rng):
+def test_unlabelled_rows_count_only_in_the_divergence(targets, weighted, rng):
     shape = (4, 3) if "sequence" in targets else (4,)
     width = 1 if targets == "regression" else 5
     x, noise = rng.normal(size=(*shape, width)), rng.uniform(size=(8, *shape[1:], width))
@@ -55,8 +55,8 @@ def test_unlabelled_rows_count_in_the_divergence_only(targets, weighted, rng):
         y = y[:, None]
     sparse = L.SparseCategoricalCrossentropy(from_logits=True)
     loss = L.CategoricalCrossentropy(from_logits=True) if one_hot else "mse" if targets == "regression" else sparse
-    given = weights[..., None] if weighted == "weights in a column" else weights
-    logs = train(loss, x, y, noise, sample_weight=given, unlabelled=-1)
+    sample_weight = weights[..., None] if weighted == "weights in a column" else weights
+    logs = train(loss, x, y, noise, sample_weight=sample_weight, unlabelled=-1)
     factors = np.ones(shape) if weights is None else weights
     if targets == "regression":
         divergences = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2])
@@ -73,8 +73,8 @@ def test_unlabelled_rows_count_in_the_divergence_only(targets, weighted, rng):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_ctc_leaves_out_masked_frames(masked, weighted, rng):
-    """Compares with PyTorch's CTC, which takes the lengths, and with the reference per sequence."""
+def test_ctc_ignores_masked_frames(masked, weighted, rng):
+    """The references are PyTorch's CTC loss with explicit lengths, and the divergence summed over each sequence."""
     import torch
 
     frames, classes = 10, 5

@@ -1,4 +1,4 @@
-"""Which divergence goes with which compiled loss."""
+"""Tests which divergence belongs to which compiled loss."""
 
 import keras
 import numpy as np
@@ -36,13 +36,13 @@ L = keras.losses
         (L.LogCosh(), MeanSquaredDifference, None),
     ],
 )
-def test_auto(loss, expected, from_logits):
+def test_auto_selects_the_divergence_by_the_loss(loss, expected, from_logits):
     divergence = output_losses(loss, "auto", None, RunningStep()).divergence
     assert type(divergence) is expected
     assert divergence.get_config().get("from_logits") is from_logits
 
 
-def test_auto_takes_axis_and_reduction_of_the_loss():
+def test_auto_uses_the_axis_and_reduction_of_the_loss():
     loss = L.CategoricalCrossentropy(axis=1, reduction="mean_with_sample_weight")
     output_loss = output_losses(loss, "auto", None, RunningStep())
     assert output_loss.divergence.get_config()["axis"] == 1
@@ -51,12 +51,12 @@ def test_auto_takes_axis_and_reduction_of_the_loss():
 
 
 @pytest.mark.parametrize(("loss", "divergence"), [("mse", "symmetric_kl"), (L.cosine_similarity, "auto")])
-def test_no_divergence_follows(loss, divergence):
+def test_a_loss_without_a_matching_divergence_raises_an_error(loss, divergence):
     with pytest.raises(ValueError, match="No divergence follows from the loss"):
         output_losses(loss, divergence, None, RunningStep())
 
 
-def test_an_axis_that_keras_does_not_expose():
+def test_an_axis_that_keras_does_not_expose_needs_an_explicit_divergence():
     loss = L.SparseCategoricalCrossentropy(from_logits=True, axis=1)
     with pytest.raises(ValueError, match="Expected the loss 'sparse_categorical_crossentropy' to have axis=-1"):
         output_losses(loss, "auto", None, RunningStep())
@@ -64,8 +64,8 @@ def test_an_axis_that_keras_does_not_expose():
     assert isinstance(output_loss.terms, SeparateTerms)
 
 
-def test_a_function_is_wrapped_as_keras_wraps_it(rng):
-    """Targets of shape (B,) and predictions of shape (B, 1) get the same rank, as for any Keras loss."""
+def test_a_loss_function_is_wrapped_as_in_keras(rng):
+    """Targets of shape (B,) and predictions of shape (B, 1) are brought to the same rank, as for any Keras loss."""
     x, noise, y = rng.normal(size=(4, 1)), rng.uniform(size=(8, 1)), rng.normal(size=4)
 
     def loss(y_true, y_pred):
@@ -90,13 +90,13 @@ def test_a_function_is_wrapped_as_keras_wraps_it(rng):
     ],
 )
 @pytest.mark.parametrize("name", ["crossentropy", "CE"])
-def test_crossentropy_follows_from_the_shapes(name, shape, targets, same_as, rng):
+def test_crossentropy_is_resolved_from_the_shapes(name, shape, targets, same_as, rng):
     x, noise = rng.uniform(0.2, 0.8, size=shape), rng.uniform(0.5, 1, size=(8, *shape[1:]))
     y = rng.integers(0, 2, targets)
     expected, logs = (train(loss, x, y, noise) for loss in (same_as, name))
     np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-6)
 
 
-def test_a_divergence_with_a_loss_that_has_no_logits():
+def test_an_explicit_divergence_works_with_a_loss_without_logits():
     divergence = SymmetricKL(from_logits=True)
     assert output_losses("mse", divergence, None, RunningStep()).divergence is divergence

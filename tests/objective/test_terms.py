@@ -1,4 +1,4 @@
-"""The loss and the divergence of one output, compared with the NumPy reference; both ways to compute them agree."""
+"""Compares the loss and the divergence of one output with the NumPy reference, and joint terms with separate terms."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ class Masked(keras.layers.Layer):
 MASKED = Masked()
 
 
-def test_ignored_classes_are_left_out(rng):
+def test_elements_of_the_ignored_class_do_not_count(rng):
     x, noise = rng.normal(size=(3, 4, 5)), rng.uniform(size=(6, 4, 5))
     y = rng.integers(0, 5, (3, 4))
     weights = rng.uniform(0.5, 2, size=(3, 4))
@@ -46,7 +46,7 @@ def test_ignored_classes_are_left_out(rng):
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
 
 
-def test_mean_with_sample_weight_normalizes_the_divergence_too(rng):
+def test_mean_with_sample_weight_divides_the_divergence_by_the_sum_of_weights(rng):
     x, noise = rng.normal(size=(6, 5)), rng.uniform(size=(12, 5))
     y, weights = rng.integers(0, 5, 6), rng.uniform(0.5, 2, 6)
     loss = L.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
@@ -55,7 +55,7 @@ def test_mean_with_sample_weight_normalizes_the_divergence_too(rng):
     np.testing.assert_allclose(logs["divergence"], np.average(elements, weights=weights), rtol=1e-5)
 
 
-def test_any_keras_loss_is_a_divergence(rng):
+def test_any_keras_loss_can_be_a_divergence(rng):
     """An asymmetric loss is averaged over both orders."""
     x, noise = rng.normal(size=(4, 3)), rng.uniform(0.1, 1, size=(12, 3))
 
@@ -69,7 +69,7 @@ def test_any_keras_loss_is_a_divergence(rng):
     np.testing.assert_allclose(logs["divergence"], expected.mean(), rtol=1e-4)
 
 
-def test_ignored_classes_do_not_bring_half_precision():
+def test_divergence_with_ignore_class_is_float32_in_mixed_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:
         loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
@@ -82,7 +82,7 @@ def test_ignored_classes_do_not_bring_half_precision():
         keras.config.set_dtype_policy("float32")
 
 
-def test_predictions_with_one_number_per_row(rng):
+def test_predictions_can_have_one_number_per_row(rng):
     x, noise = rng.normal(size=4), rng.uniform(size=8)
     logs = train("mse", x, np.zeros(4), noise)
     np.testing.assert_allclose(logs["divergence"], np.mean(np.square(x * noise[0::2] - x * noise[1::2])), rtol=1e-5)
@@ -130,7 +130,7 @@ def test_joint_terms_equal_separate_terms(loss, reduction, rng, monkeypatch):
         (L.CategoricalFocalCrossentropy(from_logits=True), "auto", False),
     ],
 )
-def test_pairs_that_the_kernel_supports(loss, divergence, joint):
+def test_joint_terms_are_used_for_the_pairs_that_the_kernel_supports(loss, divergence, joint):
     assert isinstance(output_losses(loss, divergence, None, RunningStep()).terms, JointTerms) is joint
 
 
@@ -146,7 +146,7 @@ def test_pairs_that_the_kernel_supports(loss, divergence, joint):
         (L.CategoricalCrossentropy(from_logits=True), (4, 1), (4, 5), False),
     ],
 )
-def test_shapes_that_the_kernel_supports(loss, y_true, y_pred, supported):
+def test_joint_terms_support_only_the_shapes_of_the_kernel(loss, y_true, y_pred, supported):
     joint = JointTerms(loss, SymmetricKL(from_logits=True))
     assert joint.supports_shapes(np.zeros(y_true), np.zeros(y_pred)) is supported
 
@@ -166,7 +166,7 @@ def test_shapes_that_the_kernel_supports(loss, y_true, y_pred, supported):
     ignored=st.booleans(),
     reduction=st.sampled_from(["sum_over_batch_size", "sum", "mean_with_sample_weight"]),
 )
-def test_objective_equals_the_reference(
+def test_random_objectives_equal_the_reference(
     seed, rows, positions, classes, passes, alpha, scale, weighted, masked, ignored, reduction
 ):
     rng = np.random.default_rng(seed)

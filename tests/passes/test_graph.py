@@ -1,4 +1,4 @@
-"""Sharing the prefix gives the same numbers as repeating the rows at the inputs, and computes fewer rows."""
+"""Compares training with a shared prefix to training that repeats the rows at the inputs."""
 
 import warnings
 
@@ -17,15 +17,15 @@ layers = keras.layers
 
 
 @keras.saving.register_keras_serializable("tests")
-class Twice(layers.Layer):
-    """Code from outside of Keras and KerasHub, which may draw random numbers for all we know."""
+class CustomLayer(layers.Layer):
+    """Is treated as random, like any layer from outside Keras and KerasHub."""
 
     def call(self, inputs):
         return 2 * inputs
 
 
 def image_base():
-    """A prefix with state, a skip connection, and a nested model in which randomness starts."""
+    """Build a base with a stateful prefix, a skip connection, and a nested model that holds the first random layer."""
     inputs = keras.Input((6, 6, 2))
     hidden = layers.BatchNormalization()(layers.Conv2D(3, 3, activity_regularizer="l2")(inputs))
     hidden = layers.Flatten()(hidden)
@@ -37,7 +37,7 @@ def image_base():
 
 
 def sequence_base():
-    """A Keras mask that is computed before randomness starts."""
+    """Build a base that computes a Keras mask before the first random layer."""
     inputs = keras.Input((None,), dtype="int32")
     hidden = layers.Embedding(10, 4, "normal", mask_zero=True)(inputs)
     hidden = layers.LSTM(4, return_sequences=True)(hidden)
@@ -46,8 +46,8 @@ def sequence_base():
     return keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.3)(hidden)))
 
 
-def two_outputs():
-    """Randomness does not reach one of the outputs, and does not depend on one of the inputs."""
+def two_output_base():
+    """Build a base in which dropout does not affect one output and does not depend on one input."""
     inputs = {"a": keras.Input((3,)), "b": keras.Input((2,))}
     hidden = layers.Dense(4)(inputs["a"])
     deterministic = keras.ops.tanh(hidden) * 2.0
@@ -55,55 +55,56 @@ def two_outputs():
     return keras.Model(inputs, {"p": layers.Dense(3)(stochastic), "q": layers.Dense(3)(deterministic)})
 
 
-def images(rng):
+def image_data(rng):
     return rng.normal(size=(6, 6, 6, 2)).astype("float32"), rng.integers(0, 3, 6)
 
 
-def sequences(rng):
+def sequence_data(rng):
     x = rng.integers(1, 10, (6, 5))
     x[:, 3:] = 0
     return x, rng.integers(0, 3, (6, 5))
 
 
-def pairs(rng):
+def two_output_data(rng):
     x = {"a": rng.normal(size=(6, 3)).astype("float32"), "b": rng.normal(size=(6, 2)).astype("float32")}
     return x, {"p": rng.integers(0, 3, 6), "q": rng.integers(0, 3, 6)}
 
 
+# For each base: its builder, its data, and the smallest number of layers that the passes share.
 BASES = {
-    "images": (image_base, images, 5),
-    "sequences": (sequence_base, sequences, 3),
-    "two outputs": (two_outputs, pairs, 1),
+    "images": (image_base, image_data, 5),
+    "sequences": (sequence_base, sequence_data, 3),
+    "two outputs": (two_output_base, two_output_data, 1),
 }
 
 
 @pytest.mark.parametrize("passes", [2, 3])
 @pytest.mark.parametrize("name", BASES)
-def test_sharing_the_prefix_changes_no_number(name, passes, rng):
-    make_base, make_data, shared = BASES[name]
+def test_sharing_the_prefix_does_not_change_logs_or_weights(name, passes, rng):
+    make_base, make_data, min_shared_layers = BASES[name]
     x, y = make_data(rng)
     logs, weights = [], []
     for share_prefix in (True, False):
         keras.utils.set_random_seed(1)
         model = RDropModel(make_base(), alpha=2.0, passes=passes, share_prefix=share_prefix)
         model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
+        model.make_train_function()  # first, because on PyTorch it draws from the global generator
         for step in range(3):
             keras.utils.set_random_seed(step)
             logs.append(model.train_on_batch(x, y, return_dict=True))
         weights.append(model.base.get_weights())
-    assert len(find_training_graph(model.base, Passes(passes)).shared) >= shared
-    for shared_logs, widened_logs in zip(logs[:3], logs[3:], strict=True):
+    assert len(find_training_graph(model.base, Passes(passes)).shared) >= min_shared_layers
+    for shared_logs, repeated_logs in zip(logs[:3], logs[3:], strict=True):
         assert shared_logs["divergence"] > 0
-        assert set(shared_logs) == set(widened_logs)
-        for key, value in widened_logs.items():
+        assert set(shared_logs) == set(repeated_logs)
+        for key, value in repeated_logs.items():
             np.testing.assert_allclose(shared_logs[key], value, rtol=1e-5, err_msg=key)
-    for shared_weight, widened_weight in zip(*weights, strict=True):
-        np.testing.assert_allclose(shared_weight, widened_weight, rtol=1e-4, atol=1e-6)
+    for shared_weight, repeated_weight in zip(*weights, strict=True):
+        np.testing.assert_allclose(shared_weight, repeated_weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_prefix_sees_every_row_once(name, rng):
+def test_the_training_graph_returns_every_row_once_per_pass(name, rng):
     make_base, make_data, _ = BASES[name]
     x, _ = make_data(rng)
     outputs = find_training_graph(make_base(), Passes(3)).model(x, training=True)
@@ -111,23 +112,23 @@ def test_the_prefix_sees_every_row_once(name, rng):
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
-def test_training_runs_the_prefix_once_per_row(share_prefix, rng):
-    base, rows = image_base(), []
-    first = base.layers[1]
-    call = first.call
-    first.call = lambda inputs: rows.append(inputs.shape[0]) or call(inputs)
+def test_share_prefix_runs_the_prefix_once_per_row(share_prefix, rng):
+    base, row_counts = image_base(), []
+    first_layer = base.layers[1]
+    call = first_layer.call
+    first_layer.call = lambda inputs: row_counts.append(inputs.shape[0]) or call(inputs)
     model = RDropModel(base, passes=3, share_prefix=share_prefix)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
-    model.train_on_batch(*images(rng))
-    assert rows[-1] == (6 if share_prefix else 18)
+    model.train_on_batch(*image_data(rng))
+    assert row_counts[-1] == (6 if share_prefix else 18)
 
 
-def test_the_base_stays_as_it_was(rng):
+def test_training_does_not_change_the_graph_of_the_base(rng):
     base = image_base()
     layer_names, output = [layer.name for layer in base.layers], base.layers[1].output
     model = RDropModel(base)
     model.compile("sgd", "sparse_categorical_crossentropy")
-    x, y = images(rng)
+    x, y = image_data(rng)
     model.fit(x, y, verbose=0)
     assert [layer.name for layer in base.layers] == layer_names
     assert base.layers[1].output is output
@@ -135,11 +136,11 @@ def test_the_base_stays_as_it_was(rng):
     assert type(keras.Model.from_config(base.get_config())) is type(base)
 
 
-def test_randomness_that_changes_between_compilations(rng):
+def test_compile_detects_a_changed_dropout_rate(rng):
     base = sequence_base()
     dropout = next(layer for layer in base.layers if isinstance(layer, layers.Dropout))
     model = RDropModel(base)
-    x, y = sequences(rng)
+    x, y = sequence_data(rng)
     divergences = []
     for rate in (0.3, 0.0):
         dropout.rate = rate
@@ -149,18 +150,18 @@ def test_randomness_that_changes_between_compilations(rng):
     assert divergences[1] == 0
 
 
-def test_describe_passes():
+def test_describe_passes_reports_the_shared_layers():
     text = RDropModel(image_base(), name="model").describe_passes()
     assert "once per row:  5 layers" in text
     assert "once per pass: from dropout" in text
     assert "of 708 parameters" in text
     no_parameters = keras.Sequential([keras.Input((3,)), layers.Rescaling(2.0), layers.Dropout(0.5)])
     assert "0 of 0 parameters" in RDropModel(no_parameters).describe_passes()
-    without = RDropModel(image_base(), share_prefix=False).describe_passes()
-    assert "all layers run once per pass, because share_prefix=False" in without
+    without_sharing = RDropModel(image_base(), share_prefix=False).describe_passes()
+    assert "all layers run once per pass, because share_prefix=False" in without_sharing
 
 
-def test_the_names_of_inputs_are_kept():
+def test_the_training_graph_keeps_the_names_of_inputs():
     inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((3,), name="b")}
     base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(layers.Add()([inputs["a"], inputs["b"]]))))
     with warnings.catch_warnings():
@@ -168,18 +169,18 @@ def test_the_names_of_inputs_are_kept():
         find_training_graph(base, Passes(2))
 
 
-def folded():
-    """Where randomness starts, rows and time steps share one axis."""
+def folded_rows():
+    """Build a base that merges rows and time steps into one axis before the first random layer."""
     inputs = keras.Input((4, 3))
     hidden = keras.ops.reshape(layers.Dense(3)(inputs), (-1, 3))
     return keras.Model(inputs, keras.ops.reshape(layers.Dropout(0.5)(hidden), (-1, 4, 3)))
 
 
-def foreign_code():
-    return keras.Sequential([keras.Input((3,)), Twice(), layers.Dense(3), layers.Dropout(0.5)])
+def custom_first_layer():
+    return keras.Sequential([keras.Input((3,)), CustomLayer(), layers.Dense(3), layers.Dropout(0.5)])
 
 
-def random_at_once():
+def random_first_layer():
     return keras.Sequential([keras.Input((3,)), layers.Dropout(0.5), layers.Dense(3)])
 
 
@@ -190,33 +191,33 @@ def unbuilt():
 @pytest.mark.parametrize(
     ("make_base", "reason"),
     [
-        (folded, "does not have one row per row of the batch"),
-        (foreign_code, "its first layer may be random"),
-        (random_at_once, "its first layer may be random"),
+        (folded_rows, "does not have one row per row of the batch"),
+        (custom_first_layer, "its first layer may be random"),
+        (random_first_layer, "its first layer may be random"),
         (unbuilt, "a subclassed or unbuilt base has no graph"),
     ],
 )
-def test_bases_without_a_shared_prefix(make_base, reason):
+def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
     base = make_base()
-    found = find_training_graph(base, Passes(2))
-    assert found.model is base
-    assert reason in found.reason
+    graph = find_training_graph(base, Passes(2))
+    assert graph.model is base
+    assert reason in graph.reason
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse inputs on PyTorch")
 def test_sparse_inputs_have_no_shared_prefix():
     inputs = keras.Input((3,), sparse=True)
     base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs)))
-    found = find_training_graph(base, Passes(2))
-    assert found.model is base
-    assert found.reason == "its inputs are sparse or ragged"
+    graph = find_training_graph(base, Passes(2))
+    assert graph.model is base
+    assert graph.reason == "its inputs are sparse or ragged"
 
 
 def dense(units=4, activation=None):
     return layers.Dense(units, activation=activation)
 
 
-# The operations of random graphs: functions of one or two earlier tensors.
+# The operations of random graphs. Each is a function of one or two earlier tensors.
 OPERATIONS = [
     lambda one, _: dense(activation="tanh")(one),
     lambda one, _: layers.Dropout(0.3)(one),
@@ -242,22 +243,22 @@ def random_base(rng, size):
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 10), passes=st.integers(2, 3), fuse_head=st.booleans())
-def test_random_graphs(seed, size, passes, fuse_head):
-    """Shared prefix, joint kernel and fused last layer change neither the logs nor any weight after a step."""
+def test_optimizations_do_not_change_training_on_random_graphs(seed, size, passes, fuse_head):
+    """The shared prefix, joint kernel and fused last layer do not change the logs or the trained weights."""
     logs, weights = [], []
-    for fast in (True, False):
+    for optimized in (True, False):
         rng = np.random.default_rng(seed)
         keras.utils.set_random_seed(1)
         base = random_base(rng, size)
         x = [rng.normal(size=(4, 4)).astype("float32") for _ in base.inputs]
         options = {
-            "share_prefix": fast,
-            "fuse_head": fuse_head and fast,
-            "divergence": "auto" if fast else UnoptimizedSymmetricKL(from_logits=True),
+            "share_prefix": optimized,
+            "fuse_head": fuse_head and optimized,
+            "divergence": "auto" if optimized else UnoptimizedSymmetricKL(from_logits=True),
         }
         model = RDropModel(base, passes=passes, **options)
         model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.make_train_function()  # on PyTorch, symbolic calls draw from the global generator
+        model.make_train_function()  # first, because on PyTorch it draws from the global generator
         keras.utils.set_random_seed(2)
         logs.append(model.train_on_batch(x, rng.integers(0, 3, 4), return_dict=True))
         weights.append(model.get_weights())

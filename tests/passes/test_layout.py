@@ -1,4 +1,4 @@
-"""The layout of the widened batch, compared with lists of rows."""
+"""Compares the layout of the widened batch with lists of rows."""
 
 import dataclasses
 import math
@@ -15,15 +15,15 @@ def as_numpy(tensor):
     return ops.convert_to_numpy(tensor)
 
 
-@pytest.mark.parametrize("number", [1, 2, 5, 7])
+@pytest.mark.parametrize("rows", [1, 2, 5, 7])
 @pytest.mark.parametrize("fraction", [1e-5, 0.01, 0.25, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("count", [2, 3])
-def test_widen_repeats_the_first_rows(count, fraction, number, rng):
-    array = rng.normal(size=(number, 2, 3)).astype("float32")
-    repeated = math.ceil(fraction * number)
-    expected = [array[row] for row in range(number) for _ in range(count if row < repeated else 1)]
-    found = Passes(count, fraction).widen(ops.convert_to_tensor(array))
-    np.testing.assert_array_equal(as_numpy(found), expected)
+def test_widen_repeats_the_first_rows(count, fraction, rows, rng):
+    array = rng.normal(size=(rows, 2, 3)).astype("float32")
+    repeated = math.ceil(fraction * rows)
+    expected = [array[row] for row in range(rows) for _ in range(count if row < repeated else 1)]
+    actual = Passes(count, fraction).widen(ops.convert_to_tensor(array))
+    np.testing.assert_array_equal(as_numpy(actual), expected)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9])
@@ -31,12 +31,12 @@ def test_widen_repeats_the_first_rows(count, fraction, number, rng):
 def test_complete_repeats_the_remaining_rows(count, fraction, rng):
     array = ops.convert_to_tensor(rng.normal(size=(7, 3)).astype("float32"))
     passes = Passes(count, fraction)
-    found = passes.complete(passes.widen(array), 7)
-    np.testing.assert_array_equal(as_numpy(found), np.repeat(as_numpy(array), count, axis=0))
+    actual = passes.complete(passes.widen(array), 7)
+    np.testing.assert_array_equal(as_numpy(actual), np.repeat(as_numpy(array), count, axis=0))
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_group_is_the_inverse_of_spread(count, rng):
+def test_group_collects_the_copies_from_spread(count, rng):
     array = rng.normal(size=(4, 2)).astype("float32")
     groups = as_numpy(Passes(count).group(Passes(count).spread(ops.convert_to_tensor(array))))
     assert groups.shape == (4, count, 2)
@@ -50,30 +50,30 @@ def test_group_keeps_the_order_of_rows_and_passes():
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("sum", 2.0), ("sum_over_batch_size", 6.0), (None, 6.0)])
-def test_mean_over_the_passes(reduction, expected):
+def test_mean_divides_by_the_passes_only_after_a_sum(reduction, expected):
     assert Passes(3).mean(6.0, reduction) == expected
 
 
 @pytest.mark.parametrize("hundredths", range(1, 101))
-def test_no_rounding_error_adds_a_row(hundredths):
+def test_rounding_errors_do_not_add_a_row(hundredths):
     assert Passes(2, hundredths / 100).repeated_rows(100) == hundredths
 
 
-def test_divergence_scale():
+def test_divergence_scale_is_the_ratio_of_all_rows_to_repeated_rows():
     assert Passes(2).divergence_scale(None) == 1.0
     assert float(Passes(2, 0.3).divergence_scale(10)) == pytest.approx(10 / 3)
 
 
 def test_scalars_and_none_are_returned_unchanged():
-    number = ops.convert_to_tensor(1.0)
+    scalar = ops.convert_to_tensor(1.0)
     for fraction in (0.5, 1.0):
         passes = Passes(2, fraction)
         assert passes.widen(None) is passes.spread(None) is None
-        assert passes.widen(number) is passes.spread(number) is number
+        assert passes.widen(scalar) is passes.spread(scalar) is scalar
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="ragged tensors are TensorFlow's")
-def test_ragged_rows():
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow has ragged tensors")
+def test_ragged_tensors_are_widened_unless_fraction_is_below_1():
     import tensorflow as tf
 
     ragged = tf.ragged.constant([[1, 2], [], [3]])
@@ -82,7 +82,7 @@ def test_ragged_rows():
         Passes(2, 0.5).widen(ragged)
 
 
-def test_a_fraction_of_data_that_cannot_be_sliced():
+def test_fraction_below_1_rejects_data_that_cannot_be_sliced():
     class Sparse:
         shape = (4, 3)
 
@@ -90,6 +90,6 @@ def test_a_fraction_of_data_that_cannot_be_sliced():
         Passes(2, 0.5).widen(Sparse())
 
 
-def test_a_layout_cannot_be_changed():
+def test_passes_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Passes(2).count = 3

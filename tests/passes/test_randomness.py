@@ -1,4 +1,4 @@
-"""Which layers count as random."""
+"""Tests which layers count as random."""
 
 import keras
 import pytest
@@ -9,7 +9,7 @@ layers = keras.layers
 
 
 class Block(layers.Layer):
-    """Holds layers in an attribute, in a list and in a dict."""
+    """Holds random layers in an attribute, in a list and in a dict."""
 
     def __init__(self, rate):
         super().__init__()
@@ -60,7 +60,7 @@ def attention(dropout):
         (keras.Sequential([layers.Dense(2), keras.Sequential([layers.Dropout(0.1)])]), 1),
     ],
 )
-def test_stochastic_layers(layer, count):
+def test_stochastic_layers_finds_every_active_random_layer(layer, count):
     assert len(stochastic_layers(keras.Sequential([layer]))) == count
 
 
@@ -71,16 +71,16 @@ def test_stochastic_layers(layer, count):
         (layers.Dropout(0.1), True),
         (WithoutSeedGenerator(0.1), True),
         (WithoutSeedGenerator(0.0), False),
-        (Block(0.0), True),  # code from outside of Keras
+        (Block(0.0), True),  # a custom layer
         (layers.Lambda(lambda x: x), True),
         (keras.ops.add, False),
     ],
 )
-def test_may_be_random(layer, expected):
+def test_may_be_random_is_true_for_random_and_custom_layers(layer, expected):
     assert may_be_random(layer) is expected
 
 
-def test_shares_noise():
+def test_shares_noise_detects_noise_shared_by_the_batch():
     assert shares_noise(layers.Dropout(0.1, noise_shape=(1, 3)))
     assert shares_noise(layers.RandomCrop(2, 2))
     assert not shares_noise(layers.Dropout(0.1, noise_shape=(None, 3)))
@@ -88,8 +88,8 @@ def test_shares_noise():
     assert not shares_noise(layers.RandomFlip())
 
 
-def test_rematerialized_layers():
-    """The mode of a rematerialized layer is a named tuple, which TensorFlow wraps."""
+def test_rematerialized_layers_can_be_random():
+    """Keras stores the rematerialization mode of a layer as a named tuple, and TensorFlow wraps this tuple."""
     with keras.RematScope(mode="full"):
         dropout = layers.Dropout(0.5)
         base = keras.Sequential([keras.Input((2,)), dropout])

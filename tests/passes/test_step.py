@@ -1,4 +1,4 @@
-"""The running step: set while a step runs, in its own thread only."""
+"""Tests that a step is set only while it runs, and only in its own thread."""
 
 import dataclasses
 import threading
@@ -9,7 +9,7 @@ from keras_rdrop._passes.layout import Passes
 from keras_rdrop._passes.step import RunningStep, Step
 
 
-def test_a_step_runs_inside_of_the_context_only():
+def test_the_step_is_set_only_inside_the_context():
     running, step = RunningStep(), Step(alpha=1.0, passes=Passes(2))
     assert running.step is None
     with running.run(step):

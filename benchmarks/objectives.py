@@ -11,8 +11,8 @@ from measure import value_and_gradients
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._objective.pairing import output_losses
 from keras_rdrop._objective.terms import JointTerms
-from keras_rdrop._passes.layout import Passes
-from keras_rdrop._passes.step import RunningStep, Step
+from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop.divergences import SymmetricKL
 
 FEATURES = 512  # input size of the last layer, in the arms that have one
@@ -38,15 +38,15 @@ def objective(optimized=True, alpha=1.0, passes=2):
         alpha: Weight of the divergence.
         passes: Number of passes.
     """
-    running = RunningStep()
+    current = CurrentStep()
     divergence = "auto" if optimized else UnoptimizedSymmetricKL(from_logits=True)
-    loss = output_losses(cross_entropy(), divergence, None, running)
+    loss = output_losses(cross_entropy(), divergence, None, current)
     if optimized != isinstance(loss.terms, JointTerms):
         raise AssertionError(f"Expected the objective to have optimized={optimized}. Received: {loss.terms}")
 
     def total(y, z):
-        step = Step(alpha, Passes(passes))
-        with running.run(step):
+        step = Step(alpha, PassLayout(passes))
+        with current.set(step):
             return loss(y, z) + alpha / 2 * step.divergences[0]
 
     return total

@@ -1,4 +1,4 @@
-"""What Keras keeps private, reached through its public API: dtypes, masks, reductions and the functions of losses."""
+"""Workarounds for what Keras keeps private, by its public API: dtypes, masks, reductions and functions of losses."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -45,8 +45,14 @@ def set_mask(tensor: Tensor, mask: Tensor | None) -> Tensor:
     return tensor if mask is None else _set_mask(tensor, mask=mask)
 
 
-class MapWithMask(keras.layers.Layer):
+def map_with_mask(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """Applies a function to a tensor and to its Keras mask."""
+    mask = get_mask(tensor)
+    return set_mask(function(tensor), None if mask is None else function(mask))
+
+
+class MapWithMask(keras.layers.Layer):
+    """The same as a layer of a graph."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -77,13 +83,13 @@ class Reduction(keras.losses.Loss):
         """Returns the weight of each element: `reduce` is the sum of the values multiplied by these weights."""
         ones = ops.ones(shape, dtype=self.dtype)
         weights = Reduction(self, reduction="none").reduce(ones, mask, sample_weight)
-        # Weighted by their signs, elements of positive and negative weight do not cancel.
+        # With their signs as values, elements of positive and negative weight do not cancel in the total.
         total = self.reduce(ops.sign(weights), mask, sample_weight)
         return weights * ops.divide_no_nan(total, ops.sum(ops.abs(weights)))
 
 
 def copy_weights(sample_weight: Tensor | None) -> Tensor | None:
-    """Copies sample weights before a loss is called: on PyTorch, Keras multiplies the mask into them in place."""
+    """Copies sample weights for a loss, because on PyTorch Keras multiplies them by the mask in place."""
     return None if sample_weight is None else ops.copy(sample_weight)
 
 
@@ -92,7 +98,7 @@ def get_loss(identifier: Any) -> keras.losses.Loss:
     loss = keras.losses.get(identifier)
     if isinstance(loss, keras.losses.Loss):
         return loss
-    # The class in which Keras wraps a function is not public, but this is an instance of it.
+    # The class in which Keras wraps a function is not public, but `MeanSquaredError` is a subclass of it.
     default_name = getattr(loss, "__name__", type(loss).__name__)
     wrapper = keras.losses.MeanSquaredError(name=identifier if isinstance(identifier, str) else default_name)
     wrapper.fn = loss

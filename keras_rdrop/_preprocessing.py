@@ -17,15 +17,15 @@ Arguments = ParamSpec("Arguments")
 
 
 def _overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]], Callable[Arguments, Any]]:
-    """Gives an override the signature of a method of Keras, and passes the arguments that are set by their names."""
+    """Gives an override the signature of a method of Keras, and passes the given arguments to it by name."""
     signature = inspect.signature(method)
 
     def decorate(override: Callable[..., Any]) -> Callable[Arguments, Any]:
         @functools.wraps(method)
         def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
             arguments = signature.bind(*args, **kwargs).arguments
-            further = arguments.pop("kwargs", {})
-            return override(**arguments, **further)
+            extra = arguments.pop("kwargs", {})
+            return override(**arguments, **extra)
 
         return wrapper
 
@@ -33,10 +33,10 @@ def _overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]
 
 
 class PreprocessingModel(keras.Model):
-    """A model that trains its `base` on the data that `base.fit` takes. Predictions are those of `base` itself."""
+    """A model that trains its `base` on the data that `base.fit` accepts. Predictions are those of `base`."""
 
     base: keras.Model
-    _validation_dataset: Any = None  # a weak reference, so that no backend tracks it as a part of the model
+    _validation_dataset: Any = None  # a weak reference, so that no backend tracks it as part of the model
 
     @_overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
@@ -80,7 +80,7 @@ class PreprocessingModel(keras.Model):
         return self.base.predict_on_batch(**arguments)
 
     def _preprocesses(self) -> bool:
-        # A task without a preprocessor takes the data of any model, and Keras reads arrays faster than `_Rows` does.
+        # A task without a preprocessor is an ordinary model, and Keras reads arrays faster than `_Rows` does.
         return hasattr(self.base, "preprocess_samples") and getattr(self.base, "preprocessor", True) is not None
 
     def _preprocess_batch(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class PreprocessingModel(keras.Model):
         if not hasattr(data[0], "map"):
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
         preprocess = self.base.preprocess_samples
-        # tf.data calls the function with the parts of a batch, grain with the batch.
+        # tf.data passes the components of a batch as separate arguments, grain passes one tuple.
         return data[0].map(lambda *batch: preprocess(*_unpack(batch[0] if len(batch) == 1 else batch)))
 
 
@@ -103,12 +103,12 @@ def _pop_data(arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def _unpack(data: Any) -> tuple[Any, Any, Any]:
-    """Returns x, y and sample weights. A dataset of batches is x."""
+    """Returns x, y and sample weights. A dataset is returned as x."""
     return keras.utils.unpack_x_y_sample_weight(data) if isinstance(data, (tuple, list)) else (data, None, None)
 
 
 class _Rows(keras.utils.PyDataset):
-    """Batches of preprocessed rows. If they are shuffled, each epoch has another order."""
+    """Batches of preprocessed rows, reshuffled every epoch if `shuffle` is true."""
 
     def __init__(self, base: keras.Model, data: Any, batch_size: int, shuffle: bool) -> None:
         super().__init__()

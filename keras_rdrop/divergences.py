@@ -5,9 +5,8 @@ it is the mean over all ordered pairs, at a cost linear in `m`. Every divergence
 
     D = 1 / (m - 1) * sum_i (a_i - mean(a)) * (b_i - mean(b)),
 
-because the sums of `a_i * b_i` and of `a_i * b_j` over all pairs both collapse. For two passes it is
-`1/2 * (a_1 - a_2) * (b_1 - b_2)`. With `a` the probabilities and `b` their logarithms, this is the symmetric KL of the
-paper.
+because the sums over all pairs reduce to sums over the passes. For two passes it is `1/2 * (a_1 - a_2) * (b_1 - b_2)`.
+With `a` the probabilities and `b` their logarithms, this is the symmetric KL of the paper.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +32,8 @@ def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) ->
         *y_preds: Two or more float tensors of the same shape `(batch, ..., classes)`: logits or probabilities.
             Half-precision predictions are computed in float32. Probabilities are divided by their sum over `axis`,
             as in `keras.losses.categorical_crossentropy`.
-        from_logits: Whether the predictions are logits. Prefer logits: a probability may underflow to 0, and its
-            logarithm is then taken to be -87.
+        from_logits: Whether the predictions are logits. Prefer logits: the logarithm of a probability that underflowed
+            to 0 is clamped to -87.
         axis: The axis of the classes.
 
     Returns:
@@ -53,8 +52,7 @@ def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) ->
         log_probabilities = [ops.log_softmax(value, axis=axis) for value in values]
         probabilities = [ops.exp(log_probability) for log_probability in log_probabilities]
     else:
-        sums = [ops.sum(value, axis=axis, keepdims=True) for value in values]
-        probabilities = [ops.divide_no_nan(value, total) for value, total in zip(values, sums, strict=True)]
+        probabilities = [ops.divide_no_nan(value, ops.sum(value, axis=axis, keepdims=True)) for value in values]
         log_probabilities = [ops.log(ops.maximum(probability, _TINY)) for probability in probabilities]
     return _non_negative(ops.sum(_covariance(probabilities, log_probabilities), axis=axis))
 
@@ -68,8 +66,8 @@ def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: in
     Args:
         *y_preds: Two or more float tensors of the same shape `(batch, ..., units)`: logits, or probabilities in
             `[0, 1]`. Half-precision predictions are computed in float32.
-        from_logits: Whether the predictions are logits. Prefer logits: a probability may round to 0 or 1, and its
-            logit is then taken to be the largest that float32 can represent as a probability.
+        from_logits: Whether the predictions are logits. Prefer logits: the logit of a probability that was rounded to 0
+            or 1 is clamped to -87 or 17.
         axis: The axis of the units.
 
     Returns:
@@ -117,10 +115,10 @@ def get(identifier: Any) -> keras.losses.Loss:
             `keras.losses.Loss` that compares two predictions.
 
     Returns:
-        A `keras.losses.Loss`. A name stands for the divergence with default arguments.
+        A `keras.losses.Loss`. A name gives the divergence with default arguments.
 
     Raises:
-        ValueError: If `identifier` is neither of these.
+        ValueError: If `identifier` is none of these.
 
     Example:
 
@@ -140,12 +138,11 @@ def _as_float(y_preds: Sequence[Tensor]) -> list[Tensor]:
     """Converts predictions to tensors of at least float32."""
     if len(y_preds) < 2:
         raise ValueError(f"Expected two or more predictions to compare. Received: {len(y_preds)}.")
-    tensors = [ops.convert_to_tensor(y_pred) for y_pred in y_preds]
-    return [ops.cast(t, at_least_float32(t.dtype)) for t in tensors]
+    return [ops.cast(tensor, at_least_float32(tensor.dtype)) for tensor in map(ops.convert_to_tensor, y_preds)]
 
 
 def _non_negative(divergence: Tensor) -> Tensor:
-    """Removes rounding errors: the computed covariance of three or more passes can be just below 0."""
+    """Clips the covariance of three or more passes, which rounding can bring just below 0."""
     return ops.maximum(divergence, 0.0)
 
 
@@ -169,7 +166,7 @@ class _Divergence(keras.losses.Loss):
     def __init__(
         self, axis: int = -1, reduction: str = "sum_over_batch_size", name: str | None = None, dtype: Any = None
     ) -> None:
-        # Half precision is too coarse for a difference of distributions, whatever `floatx` is.
+        # Half precision is too imprecise to compare distributions, whatever `floatx` is.
         dtype = at_least_float32(dtype or keras.config.floatx())
         super().__init__(name=name or self.function.__name__, reduction=reduction, dtype=dtype)
         self.options: dict[str, Any] = {"axis": axis}
@@ -185,7 +182,7 @@ class _Divergence(keras.losses.Loss):
         return {**super().get_config(), **self.options}
 
 
-class _SymmetricKL(_Divergence):
+class _FromLogitsDivergence(_Divergence):
     def __init__(
         self,
         from_logits: bool = False,
@@ -199,7 +196,7 @@ class _SymmetricKL(_Divergence):
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
-class SymmetricKL(_SymmetricKL):
+class SymmetricKL(_FromLogitsDivergence):
     """Symmetric Kullback-Leibler divergence between two categorical predictions, in nats.
 
     See `symmetric_kl`. The default for categorical and sparse categorical cross-entropy.
@@ -222,7 +219,7 @@ class SymmetricKL(_SymmetricKL):
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
-class BernoulliSymmetricKL(_SymmetricKL):
+class BernoulliSymmetricKL(_FromLogitsDivergence):
     """Symmetric Kullback-Leibler divergence between two binary or multi-label predictions, in nats per unit.
 
     See `bernoulli_symmetric_kl`. The default for binary cross-entropy.

@@ -21,12 +21,12 @@ class RDrop(keras.layers.Layer):
     where `D` is the mean over rows (tokens, pixels) of the divergence between the two outputs.
 
     Use it for hidden states and attention maps, as in LR-Drop ([arXiv:2402.16361](https://arxiv.org/abs/2402.16361)),
-    or in your own training loop. To regularize the predictions of a whole model, use `RDropModel`, which trains on the
-    loss of both passes. Masked elements are left out. Outside of training, the layer runs once. Batch normalization in
-    `layer` updates its averages in both runs, and losses that `layer` adds itself may count twice.
+    or in your own training loop. To regularize the predictions of a whole model, use `RDropModel`, which also averages
+    the loss over both passes. Masked elements are excluded. Outside of training, the layer runs once. Batch
+    normalization in `layer` updates its averages in both runs, and `add_loss` calls in `layer` may count twice.
 
     Args:
-        layer: The `keras.layers.Layer`, or model, to wrap. It must be random in training.
+        layer: The `keras.layers.Layer`, or model, to wrap. It must be random during training.
         alpha: Weight of the divergence: a float `>= 0`.
         divergence: How the outputs are compared: a name (`"mean_squared_difference"`, or for probabilities
             `"symmetric_kl"` or `"bernoulli_symmetric_kl"`), or a `keras.losses.Loss` called with both outputs. For a
@@ -43,7 +43,7 @@ class RDrop(keras.layers.Layer):
     hidden = encoder(x)
 
     inputs = keras.Input((None, 64))
-    dropped = keras.layers.Dropout(0.1)(inputs)  # the returned attention maps are those before dropout
+    dropped = keras.layers.Dropout(0.1)(inputs)  # the layer returns its scores from before its own dropout
     outputs = keras.layers.MultiHeadAttention(4, 16)(dropped, dropped, return_attention_scores=True)
     attention = RDrop(keras.Model(inputs, outputs), divergence=["mean_squared_difference", "symmetric_kl"])
     hidden, maps = attention(hidden)
@@ -82,7 +82,7 @@ class RDrop(keras.layers.Layer):
         if len(outputs) != len(self._divergences):
             raise ValueError(
                 f"Expected `divergence` to have one entry for each of the {len(outputs)} outputs of layer "
-                f"'{self.layer.name}', None if it is not compared. Received: divergence={self.divergence!r}"
+                f"'{self.layer.name}', or None to skip an output. Received: divergence={self.divergence!r}"
             )
         for divergence, output, other in zip(self._divergences, outputs, others, strict=True):
             if divergence is not None:

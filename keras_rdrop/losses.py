@@ -13,14 +13,13 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
     """`keras.losses.SparseCategoricalCrossentropy` with label smoothing.
 
     Equal to `keras.losses.CategoricalCrossentropy(label_smoothing=...)` with one-hot targets (Szegedy et al., 2016,
-    arXiv:1512.00567, section 7), without storing one-hot targets, which are as large as the predictions. `RDropModel`
-    computes it together with the divergence, as it does for the cross-entropies of Keras. The classes are on the last
-    axis.
+    arXiv:1512.00567, section 7), without storing one-hot targets. `RDropModel` computes it together with the
+    divergence, as it does for the cross-entropies of Keras. The class axis must be the last.
 
     Args:
         from_logits: Whether the predictions are logits. Otherwise they are probabilities.
-        ignore_class: Integer target of the elements to leave out, or `None`.
-        label_smoothing: Float in `[0, 1)`. Part of each target that is spread over all classes.
+        ignore_class: Integer target of the elements to ignore, or `None`.
+        label_smoothing: Float in `[0, 1)`. Fraction of each target that is spread over all classes.
         reduction: As in `keras.losses.Loss`.
         name: Optional name.
         dtype: As in `keras.losses.Loss`.

@@ -9,12 +9,12 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._keras import MapWithMask, Tensor
+from keras_rdrop._keras import Tensor
 from keras_rdrop._objective import pairing
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph
-from keras_rdrop._passes.layout import Passes
-from keras_rdrop._passes.step import RunningStep, Step
+from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
 
@@ -22,8 +22,8 @@ from keras_rdrop._preprocessing import PreprocessingModel
 class RDropModel(PreprocessingModel):
     """Trains a model with R-Drop: several stochastic passes over each batch, and a penalty on their divergence.
 
-    In training, every row goes through `base` `passes` times in one widened batch, `x0, x0, x1, x1, ...`, each time
-    with different dropout masks. The model minimizes
+    In training, `base` runs on one widened batch, `x0, x0, x1, x1, ...`, which holds every row `passes` times. Each
+    copy of a row gets different dropout masks. The model minimizes
 
         mean over the passes of the compiled loss  +  alpha / 2 * D,
 
@@ -39,39 +39,41 @@ class RDropModel(PreprocessingModel):
     in nats (for regression in squared units of the prediction); and the compiled metrics, over all passes.
 
     Args:
-        base: The `keras.Model` to train. It must be random in training: dropout with a rate above 0, noise, or random
-            augmentation.
+        base: The `keras.Model` to train. It must be random during training: dropout with a rate above 0, noise, or
+            random augmentation.
         alpha: Weight of the divergence: a float `>= 0`, or a `keras.optimizers.schedules.LearningRateSchedule`, which
             is called with the iterations of the optimizer. The paper uses 0.1 to 5. 0 is plain training on the batch
             with every row repeated.
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
-        fraction: Float in `(0, 1]`. Part of each batch, its first rows, that goes through all passes. The other rows go
-            through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has the same
-            weight in the loss. The divergence is estimated from the first rows, so shuffle the data. Dense inputs only.
-        divergence: How the predictions of two passes are compared. `"auto"` follows from the compiled loss:
-            `SymmetricKL` for categorical and sparse categorical cross-entropy, `BernoulliSymmetricKL` for binary
-            cross-entropy, `MeanSquaredDifference` for regression losses. For CTC it is the sum of `SymmetricKL` over
-            the frames of a sequence (CR-CTC, arXiv:2410.05101), and frames that a Keras mask leaves out do not count in
-            the loss either. Or a name (`"symmetric_kl"`, `"bernoulli_symmetric_kl"`, `"mean_squared_difference"`), a
-            `keras.losses.Loss` called with the predictions of two passes, `None` for no divergence, or a structure of
-            these, one for each loss in `compile(loss=...)`. A name takes `from_logits`, `axis` and `reduction` from the
-            compiled loss. A `keras.losses.Loss` is used as it is.
+        fraction: Float in `(0, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
+            rows go through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has
+            the same weight in the loss. The divergence is estimated from the first rows, so shuffle the data. The data
+            must be dense.
+        divergence: How the predictions of two passes are compared: `"auto"`, a name (`"symmetric_kl"`,
+            `"bernoulli_symmetric_kl"`, `"mean_squared_difference"`), a `keras.losses.Loss` called with the predictions
+            of two passes, `None` for no divergence, or a structure of these, one for each loss in `compile(loss=...)`.
+            A name takes `from_logits`, `axis` and `reduction` from the compiled loss. A `keras.losses.Loss` is used as
+            is. `"auto"` selects the divergence by the compiled loss: `SymmetricKL` for categorical and sparse
+            categorical cross-entropy, `BernoulliSymmetricKL` for binary cross-entropy, `MeanSquaredDifference` for
+            regression losses. For CTC it is the sum of `SymmetricKL` over the frames of a sequence (CR-CTC,
+            arXiv:2410.05101); masked frames are excluded from the loss too.
         unlabelled: Number that marks unlabelled targets, for semi-supervised training. In `fit`, elements with this
-            target (for a vector of targets: with this target everywhere) have weight 0 in the loss and count in the
-            divergence. `None`: all targets are labels. Training metrics take the marker for a target. Evaluation
-            accepts labels only.
-        share_prefix: Whether the layers of a Functional or Sequential base before its first randomness run once per row
-            instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False` repeats
-            the rows at the inputs, as for a subclassed base.
+            target have weight 0 in the loss, and count in the divergence. A vector of targets is unlabelled if all of
+            it has this value. `None`: all targets are labels. Training metrics treat the marker as any other target.
+            Validation data must not contain it.
+        share_prefix: Whether the layers of a Functional or Sequential base before the first random layer run once per
+            row instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False`
+            repeats the rows at the inputs, as for a subclassed base.
         fuse_head: Whether training computes the last layer of the base together with the loss, in chunks of rows, so
-            that the logits of a batch never exist: for large vocabularies. Requires a Functional or Sequential base
-            with one output, from a `keras.layers.Dense` without activation or a `keras.layers.ReversibleEmbedding`, and
-            `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. The result is the
-            same, but the compiled metrics, which need the logits, are computed in evaluation only.
+            that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
+            Sequential base with one output, from a `keras.layers.Dense` without activation or a
+            `keras.layers.ReversibleEmbedding`, and `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of
+            `keras_rdrop.losses`. The result is the same, but the compiled metrics, which need the logits, are computed
+            in evaluation only.
         name: Optional name.
 
     Raises:
-        ValueError: If an argument is not as described above. `compile` raises it if no divergence follows from a loss.
+        ValueError: If an argument is not as described above. `compile` raises it if no divergence matches a loss.
 
     Example:
 
@@ -104,8 +106,8 @@ class RDropModel(PreprocessingModel):
         name: str | None = None,
     ) -> None:
         _check_base(base)
-        is_alpha = isinstance(alpha, LearningRateSchedule) or (_is_finite(alpha) and alpha >= 0)
-        _check("alpha", alpha, is_alpha, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
+        is_valid = isinstance(alpha, LearningRateSchedule) or (_is_finite(alpha) and alpha >= 0)
+        _check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
         _check("passes", passes, isinstance(passes, numbers.Integral) and passes >= 2, "an integer >= 2")
         _check("fraction", fraction, _is_finite(fraction) and 0 < fraction <= 1, "a float in (0, 1]")
         _check("unlabelled", unlabelled, unlabelled is None or _is_finite(unlabelled), "a finite number or None")
@@ -118,15 +120,13 @@ class RDropModel(PreprocessingModel):
         self.passes, self.fraction = int(passes), float(fraction)
         self.share_prefix, self.fuse_head = share_prefix, fuse_head
         self.divergence_tracker = keras.metrics.Mean(name="divergence")
-        self._layout, self._running = Passes(self.passes, self.fraction), RunningStep()
-        self._complete = MapWithMask(self._complete_rows) if self.fraction < 1.0 else None
+        self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
         self.built = base.built  # a loaded model can then restore its optimizer
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        if self._running.step is None or not training:
+        if self._current.step is None or not training:
             return self.base(inputs, training=training, **kwargs)
-        outputs = self._training_graph.model(inputs, training=training, **kwargs)
-        return tree.map_structure(self._complete, outputs) if self._complete else outputs
+        return self._training_graph(inputs, training=training, **kwargs)
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
@@ -134,13 +134,13 @@ class RDropModel(PreprocessingModel):
         """Configures the model for training: the arguments are those of `keras.Model.compile`.
 
         Raises:
-            ValueError: If `loss` is missing, or if no divergence follows from it.
+            ValueError: If `loss` is missing, or if no divergence matches it.
         """
         if loss is None:
-            raise ValueError("Expected `loss` in `compile()`: the divergence follows from it. Received: loss=None")
-        output_losses = pairing.output_losses(loss, self.divergence, loss_weights, self._running, self.unlabelled)
+            raise ValueError("Expected `loss` in `compile()`, because it selects the divergence. Received: loss=None")
+        output_losses = pairing.output_losses(loss, self.divergence, loss_weights, self._current, self.unlabelled)
         if self.fuse_head and not any(map(pairing.supports_last_layer, tree.flatten(output_losses))):
-            required = "`SparseCategoricalCrossentropy(from_logits=True)` with divergence='auto'"
+            required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL"
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
         self.loss = loss
@@ -149,14 +149,12 @@ class RDropModel(PreprocessingModel):
         return self.base.export(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
-        # Since the last training, the base may have been built or its randomness may have changed.
+        # Since the last time, the base may have been built or its dropout rates may have changed.
         if self.train_function is None or force:
             self._training_graph = self._find_training_graph()
             if self.fuse_head and self._training_graph.last_layer is None:
-                received = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
-                raise ValueError(
-                    f"Expected a `base` whose last layer can be computed with the loss. Received: {received}"
-                )
+                found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
+                raise ValueError(f"Expected a `base` whose last layer can be computed with the loss. Received: {found}")
             self._check_randomness()
             randomness.offset_replica_seeds(self)
         return super().make_train_function(force)
@@ -165,26 +163,22 @@ class RDropModel(PreprocessingModel):
         # TensorFlow and PyTorch pass (data), JAX passes (state, data).
         *state, data = args
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        rows = None if self.fraction == 1.0 else ops.shape(tree.flatten(x)[0])[0]
-        step = Step(self._alpha_at_iteration(*state), self._layout, rows, self._training_graph.last_layer)
-        if self._training_graph.model is self.base:  # any other graph widens the batch itself
-            x = tree.map_structure(self._layout.widen, x)
-        y, sample_weight = tree.map_structure(self._layout.spread, (y, sample_weight))
+        y, sample_weight = tree.map_structure(self._layout.spread, (y, sample_weight))  # the training graph repeats x
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        with self._running.run(step):
+        with self._current.set(Step(self._alpha_at_iteration(*state), self._layout, self._training_graph.last_layer)):
             return super().train_step(*state, data)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        step = self._running.step
+        step = self._current.step
         if step is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         step.divergences.clear()
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         divergence = sum(step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]
-        self.divergence_tracker.update_state(self._over_replicas(divergence), sample_weight=rows)
+        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), sample_weight=rows)
         return loss + step.alpha / 2 * divergence
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -193,11 +187,11 @@ class RDropModel(PreprocessingModel):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        # Compiled metrics need logits. If the last layer belongs to the loss, evaluation is the first to build them.
+        # Compiled metrics need logits. If the loss computes the last layer, evaluation is the first to build them.
         if self._has_no_logits() or not all(getattr(metric, "built", True) for metric in self.metrics):
             return {metric.name: metric.result() for metric in self.metrics if metric.name in ("loss", "divergence")}
         results = super().get_metrics_result()
-        if self._running.step is None:  # evaluation reports the metrics of the base
+        if self._current.step is None:  # evaluation reports the metrics of the base
             results.pop("divergence")
         return results
 
@@ -235,7 +229,7 @@ class RDropModel(PreprocessingModel):
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
         found = self._find_training_graph()
-        if found.model is self.base:
+        if found.reason is not None:
             return f"{title}: all layers run once per pass, because {found.reason}."
         shared, total = sum(layer.count_params() for layer in found.shared), self.base.count_params()
         text = f"{title}:\n  once per row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters"
@@ -247,12 +241,8 @@ class RDropModel(PreprocessingModel):
     def _find_training_graph(self) -> TrainingGraph:
         return find_training_graph(self.base, self._layout, self.share_prefix, self.fuse_head)
 
-    def _complete_rows(self, tensor: Tensor) -> Tensor:
-        step = self._running.step
-        return tensor if step is None else self._layout.complete(tensor, step.rows)
-
     def _has_no_logits(self) -> bool:
-        step = self._running.step
+        step = self._current.step
         return step is not None and step.last_layer is not None
 
     def _alpha_at_iteration(self, state: Any = None) -> float | Tensor:
@@ -260,13 +250,13 @@ class RDropModel(PreprocessingModel):
             return float(self.alpha)
         if state is None:
             return self.alpha(self.optimizer.iterations)
-        # On JAX, the third part of the state traces the optimizer's variables. Read directly, they would be constants.
+        # On JAX, `state[2]` holds the traced optimizer variables. Read directly, they would be constants of the trace.
         mapping = list(zip(self.optimizer.variables, state[2], strict=True))
         with keras.StatelessScope(state_mapping=mapping):
             return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
 
-    def _over_replicas(self, divergence: Tensor) -> Tensor:
-        # On TensorFlow, `tf.distribute` sums losses over the replicas, so Keras divides each loss by their number.
+    def _undo_replica_scaling(self, divergence: Tensor) -> Tensor:
+        # `tf.distribute` sums losses over the replicas, so Keras divides each loss by the number of replicas.
         strategy = getattr(self, "distribute_strategy", None)
         return divergence if strategy is None else divergence * strategy.num_replicas_in_sync
 
@@ -291,7 +281,7 @@ def _check_base(base: Any) -> None:
             )
     for layer in randomness.all_layers(base):
         if getattr(layer, "stateful", False):
-            reason = "because R-Drop runs several passes over each row at once"
+            reason = "because the copies of a row in one batch would mix their states"
             raise ValueError(
                 f"Expected `base` to have no stateful layer, {reason}. Received: base={base!r} with {layer!r}"
             )

@@ -7,14 +7,14 @@ import keras
 
 
 def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_per_epoch: int = 1) -> Any:
-    """Plots the logs of `fit`: one panel per quantity, one line per training, validation dashed.
+    """Plots the logs of `fit`: one panel per quantity, one line per training, dashed lines for validation.
 
     Training metrics are computed with dropout, so the gap between a solid and a dashed line is not overfitting alone.
 
     Args:
         history: The `keras.callbacks.History` that `fit` returned, its `history` dict, or a dict from names to either,
             to compare trainings.
-        alpha: Optional function from the number of steps to alpha, such as a schedule. It gets its own panel.
+        alpha: Optional function that maps a number of steps to alpha, such as a schedule. It gets its own panel.
         steps_per_epoch: Integer. Number of steps per epoch, for `alpha`.
 
     Returns:
@@ -35,8 +35,8 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("`plot_history` requires matplotlib. Install it with `pip install matplotlib`.") from error
-    is_one = isinstance(history, keras.callbacks.History) or all(isinstance(v, list) for v in history.values())
-    by_name = {"": history} if is_one else history
+    is_single = isinstance(history, keras.callbacks.History) or all(isinstance(v, list) for v in history.values())
+    by_name = {"": history} if is_single else history
     histories = {name: dict(getattr(logs, "history", logs)) for name, logs in by_name.items()}
     if alpha is not None:
         for logs in histories.values():

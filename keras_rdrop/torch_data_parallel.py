@@ -9,7 +9,7 @@ from keras_rdrop._passes.randomness import offset_seeds
 
 
 class TorchDataParallel(keras.callbacks.Callback):
-    """Joins the `fit` calls of the processes that `torchrun` started into one training, on PyTorch.
+    """Synchronizes the `fit` calls of the processes that `torchrun` started, on PyTorch.
 
     Every process trains a copy of the model on its own rows, in batches of the global batch size divided by the number
     of processes. All copies start from the weights of process 0. Gradients are averaged during the backward pass, so
@@ -25,7 +25,7 @@ class TorchDataParallel(keras.callbacks.Callback):
 
     Raises:
         RuntimeError: If the backend is not PyTorch.
-        ValueError: In `fit`, if the processes have different numbers of steps: some would wait forever.
+        ValueError: In `fit`, if the processes have different numbers of steps, which would deadlock.
 
     Example:
 
@@ -64,12 +64,11 @@ class TorchDataParallel(keras.callbacks.Callback):
             The same structure, of arrays of shape `(rows // processes, ...)`.
         """
 
-        def own_rows(array: Any) -> Any:
-            return None if array is None else array[self.rank :: self.processes][: len(array) // self.processes]
-
-        return tree.map_structure(own_rows, data)
+        rank, n = self.rank, self.processes
+        return tree.map_structure(lambda array: None if array is None else array[rank::n][: len(array) // n], data)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self.on_train_end()  # removes the hooks of a training that ended with an error
         steps: list[Any] = [None] * self.processes
         self._distributed.all_gather_object(steps, self.params["steps"])
         if len(set(steps)) > 1:
@@ -89,14 +88,14 @@ class TorchDataParallel(keras.callbacks.Callback):
             hook.remove()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        means = self._torch.tensor([float(value) for value in logs.values()], dtype=self._torch.float64)
-        means = means.to(keras.ops.zeros(()).device)
+        values, device = [float(value) for value in logs.values()], keras.ops.zeros(()).device
+        means = self._torch.tensor(values, dtype=self._torch.float64, device=device)
         self._distributed.all_reduce(means)
         logs.update(zip(logs, (means / self.processes).tolist(), strict=True))
 
     def _average(self, parameter: Any) -> None:
         if not self._reductions:
-            # PyTorch's hooks do not tell when the backward pass ends, but its engine does while it runs.
+            # Hooks cannot see the end of the backward pass. A callback of its engine can, and is queued while it runs.
             self._torch.autograd.Variable._execution_engine.queue_callback(self._wait)
         parameter.grad /= self.processes
         self._reductions.append(self._distributed.all_reduce(parameter.grad, async_op=True))

@@ -1,9 +1,10 @@
-"""The last layer of a base together with the loss, in chunks of rows: the logits of a whole batch never exist.
+"""The last layer of a base together with the loss, in chunks of rows. The logits of a whole batch are never stored.
 
 At a large vocabulary, the logits and the arrays that their gradient needs take most of the memory of a step. Here each
-chunk of rows goes through the last layer and adds its part of the loss, the divergence and the gradients. The gradients
-are computed in the forward pass, while the logits exist, as in Liger Kernel (Hsu et al., 2024, arXiv:2410.10989). This
-takes no more matrix products than plain training, but the weights of both terms must be known in advance.
+chunk of rows goes through the last layer and adds to the loss, the divergence and the gradients. The gradients are
+computed in the forward pass, while the logits of the chunk are available, as in Liger Kernel (Hsu et al., 2024,
+arXiv:2410.10989). This takes no more matrix products than plain training, but the weights of both terms must be known
+in advance.
 """
 
 from typing import Any
@@ -14,9 +15,9 @@ from keras import ops
 from keras_rdrop._keras import Tensor, at_least_float32
 from keras_rdrop._kernels.logits import as_indices, backward, forward
 
-# Bytes of float32 logits per chunk. Small chunks save memory, but PyTorch writes the gradient of the kernel per chunk.
+# Bytes of float32 logits per chunk. Small chunks save memory, but PyTorch updates the whole kernel gradient per chunk.
 _CHUNK = 2**25 if keras.backend.backend() == "torch" else 2**23
-# Limits the padding of the last chunk at small vocabularies.
+# This limits the padding at small vocabularies.
 _MAX_ROWS_PER_CHUNK = 256
 
 
@@ -27,7 +28,7 @@ class LastLayer:
         layer: A `keras.layers.Dense` without activation, or a `keras.layers.ReversibleEmbedding` called in reverse.
 
     Attributes:
-        passes_mask: Whether the logits have the Keras mask of the features. Only a `Dense` passes it on.
+        passes_mask: Whether the logits get the Keras mask of the features, as from a `Dense`.
     """
 
     def __init__(self, layer: keras.Layer) -> None:
@@ -68,7 +69,7 @@ class LastLayer:
         Args:
             features: Float tensor of shape `(rows, passes, ..., features)`.
             targets: Integers of shape `(rows, passes, ...)`.
-            label_smoothing: Part of each target that is spread over all classes.
+            label_smoothing: Fraction of each target that is spread over all classes.
             loss_weights: Weight of each cross-entropy, a float tensor of the shape of the targets.
             divergence_weights: Weight of each divergence, of the same shape.
             scale: Factor of the divergence in the total loss. The gradient assumes that the upstream gradients of the
@@ -79,15 +80,15 @@ class LastLayer:
         """
         dtype = self.layer.compute_dtype
         features = ops.cast(features, dtype)
-        precise = at_least_float32(dtype)
-        # Normalized to 1, the weights do not round small gradients to 0 in half precision. The factor is applied below.
-        largest = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
-        weights = [ops.divide_no_nan(weight, largest) for weight in (loss_weights, divergence_weights)]
+        totals_dtype = at_least_float32(dtype)
+        # Weights of at most 1 keep small gradients from underflowing in half precision. `gradient` restores the scale.
+        weight_scale = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
+        weights = [ops.divide_no_nan(weight, weight_scale) for weight in (loss_weights, divergence_weights)]
         layer_weights = self.weights()
         passes, classes = features.shape[1], layer_weights[0].shape[1]
         size = max(1, min(_MAX_ROWS_PER_CHUNK, _CHUNK // (4 * passes * classes)))
-        targets = as_indices(targets)
-        targets, *weights = (_chunks(ops.expand_dims(array, -1), size) for array in (targets, *weights))
+        arrays = (as_indices(targets), *weights)
+        targets, *weights = (_to_chunks(ops.expand_dims(array, -1), size) for array in arrays)
 
         @ops.custom_gradient
         def terms(features: Tensor, *layer_weights: Tensor) -> tuple[Tensor, Any]:
@@ -98,26 +99,27 @@ class LastLayer:
                 return [ops.slice_update(features_gradient, (index, 0, 0, 0), ops.expand_dims(part, 0)), *sums]
 
             totals = [ops.zeros_like(features)]
-            totals += [ops.zeros(shape, precise) for shape in ((2,), *(weight.shape for weight in layer_weights))]
+            totals += [ops.zeros(shape, totals_dtype) for shape in ((2,), *(weight.shape for weight in layer_weights))]
             features_gradient, sums, *gradients = ops.fori_loop(0, ops.shape(features)[0], body, totals)
 
             def gradient(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, ...]:
                 upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
-                factor = upstream[0] * largest
-                values = (ops.cast(value, precise) * factor for value in (features_gradient, *gradients))
-                return tuple(ops.cast(value, dtype) for value in values)
+                factor = upstream[0] * weight_scale
+                return tuple(
+                    ops.cast(ops.cast(g, totals_dtype) * factor, dtype) for g in (features_gradient, *gradients)
+                )
 
-            return sums * largest, gradient
+            return sums * weight_scale, gradient
 
-        return terms(_chunks(features, size), *layer_weights)
+        return terms(_to_chunks(features, size), *layer_weights)
 
 
-def _chunks(array: Tensor, size: int) -> Tensor:
-    """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`, with zeros at the end of each chunk."""
+def _to_chunks(array: Tensor, size: int) -> Tensor:
+    """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`, padded with zeros."""
     rows, passes, *_, units = ops.shape(array)
     array = ops.reshape(ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2), (-1, passes, units))
     array = ops.pad(array, [[0, -ops.shape(array)[0] % size], [0, 0], [0, 0]])
-    # A chunk holds every n-th row: if the rows are sharded over devices, each device works on its own in every chunk.
+    # A chunk holds every n-th row, so that sharded rows give each device a share of every chunk.
     return ops.swapaxes(ops.reshape(array, (size, -1, passes, units)), 0, 1)
 
 

@@ -1,19 +1,17 @@
 """Cross-entropy and symmetric KL from logits in one kernel, for large vocabularies.
 
-Derived by the framework, the two keep several arrays of the size of the logits for the backward pass. The hand-written
-gradient keeps the logits and three numbers per row. With `l_i` the log-probabilities of pass `i` of `m`,
+With automatic differentiation, both terms keep several arrays of the size of the logits for the backward pass. The
+hand-written gradient keeps the logits and three numbers per row. With `l_i` the log-probabilities of pass `i` of `m`,
 `p_i = exp(l_i)`, and a bar for the mean over the passes,
 
     k_i     = sum_c p_i (l_i - l_bar),      D = 1 / (m - 1) * sum_i k_i,
     dD/dz_i = 1 / (m - 1) * [p_i (l_i - l_bar - k_i) + p_i - p_bar].
 
-Where the passes nearly agree, D is of second order in the differences of the `l_i`, but it is a sum of terms of first
-order. Its rounding error is therefore relative to these differences, while that of `divergences.symmetric_kl` is
-relative to D.
+For nearly equal passes, D is small but summed from larger terms, so its relative error is larger than that of
+`divergences.symmetric_kl`.
 
 Only the evaluation strategy differs between backends. XLA (JAX and TensorFlow) fuses expressions over the whole array.
-PyTorch runs one operation at a time, so each chunk that fits the cache goes through all operations, in place where
-Python's `+=` works in place on tensors.
+PyTorch runs one operation at a time, so it computes chunks that fit the cache, with in-place operations (`+=`).
 """
 
 import functools
@@ -35,9 +33,9 @@ def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smooth
 
     Args:
         targets: Integers of shape `(rows, passes, ...)`, or distributions of shape `(rows, passes, ..., classes)`.
-        logits: Float tensor of shape `(rows, passes, ..., classes)`. Computed in float32 or better. The gradient has
-            the dtype of the logits.
-        label_smoothing: Part of each target that is spread over all classes.
+        logits: Float tensor of shape `(rows, passes, ..., classes)`. The computation uses at least float32. The
+            gradient has the dtype of the logits.
+        label_smoothing: Fraction of each target that is spread over all classes.
 
     Returns:
         A tensor of shape `(2, rows, passes, ...)`, in nats: the cross-entropy of each pass, and the symmetric KL
@@ -97,10 +95,8 @@ def backward(
         saved: The tuple that `forward` returned.
         upstream: Gradients of the cross-entropy and of the divergence, of shape `(rows, passes, positions, 1)`.
     """
-    cross_entropy_gradient, divergence_gradient = upstream
-    per_row = ops.sum(divergence_gradient, axis=1, keepdims=True)
-    upstream = cross_entropy_gradient, ops.broadcast_to(per_row, ops.shape(divergence_gradient))
-    arrays = (logits, targets, *saved, *upstream)
+    per_row = ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(upstream[1]))
+    arrays = (logits, targets, *saved, upstream[0], per_row)
     return _evaluate(_backward, label_smoothing, arrays, [(ops.shape(logits), logits.dtype)])[0]
 
 
@@ -124,25 +120,24 @@ def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[T
 
 
 def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_and_upstream: Tensor) -> tuple[Tensor]:
-    normalizer, rounding_error, k, cross_entropy_gradient, divergence_gradient = saved_and_upstream
+    normalizer, rounding, k, cross_entropy_gradient, divergence_gradient = saved_and_upstream
     passes, classes = logits.shape[1], logits.shape[-1]
     divergence_gradient = divergence_gradient / (passes - 1)
-    # The normalizer is rounded at the magnitude of the logits. The rounding error is the same for all classes, so it is
-    # corrected per row. Subtracted from `log_p`, it would make XLA for CPUs store one more array.
+    # The normalizer is rounded at the magnitude of the logits. The rounding error is the same for all classes of a row.
+    # It is corrected per row, because subtracting it from `log_p` would make XLA for CPUs store one more array.
     log_p = ops.cast(logits, at_least_float32(logits.dtype)) - normalizer
-    correction = ops.exp(-rounding_error)
+    correction = ops.exp(-rounding)
     p = ops.exp(log_p)
     p *= correction
     if _BACKEND == "torch":
         p_mean = ops.mean(p, axis=1, keepdims=True)
     else:
-        others = zip(_others(log_p), _others(correction), strict=True)
+        others = zip(_other_passes(log_p), _other_passes(correction), strict=True)
         p_mean = p - sum(p - ops.exp(other) * factor for other, factor in others) / passes
     target_gradient = (1.0 - label_smoothing) * cross_entropy_gradient
     uniform_gradient = label_smoothing * cross_entropy_gradient
     target_mass = 1.0 if _is_sparse(targets) else ops.sum(targets, axis=-1, keepdims=True)
-    per_row = target_gradient * target_mass + uniform_gradient
-    per_row = per_row - divergence_gradient * (k - 1.0 + _centered(rounding_error))
+    per_row = target_gradient * target_mass + uniform_gradient - divergence_gradient * (k - 1.0 + _centered(rounding))
     result = _centered(log_p)
     result *= divergence_gradient
     result += per_row
@@ -168,8 +163,8 @@ def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     exp = ops.exp(x)
     shards_classes = isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel)
     if _BACKEND == "jax" and not shards_classes:
-        # XLA for CPUs stores an array that two reductions read. Keras has no reduction with two results. If the classes
-        # are sharded over devices, XLA would gather them for such a reduction.
+        # XLA for CPUs would store `exp` for two separate reductions. Keras has no reduction with two results. With
+        # sharded classes, XLA would gather them for such a reduction.
         import jax
 
         zero = ops.zeros((), dtype=x.dtype)
@@ -183,17 +178,17 @@ def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _centered(x: Tensor) -> Tensor:
     """Subtracts the mean over the passes from `x`. The result is exactly 0 where all passes are equal."""
     if _BACKEND != "torch":
-        return sum(x - other for other in _others(x)) / x.shape[1]
-    x = x - x[:, :1]  # the mean is then rounded relative to the differences, not relative to `x`
+        return sum(x - other for other in _other_passes(x)) / x.shape[1]
+    x = x - x[:, :1]  # small differences of large values have an accurate mean
     x -= ops.mean(x, axis=1, keepdims=True)
     return x
 
 
-def _others(x: Tensor) -> list[Tensor]:
+def _other_passes(x: Tensor) -> list[Tensor]:
     """Returns the passes that each pass is compared with.
 
-    With more than two passes the list includes the pass itself, which adds 0. A list, and not a sum over the axis,
-    because XLA does not fuse a reduction with the operations that read its result.
+    With more than two passes, the list includes the pass itself, which adds 0. It is a list because XLA does not fuse a
+    reduction over the axis with the operations that read its result.
     """
     if x.shape[1] == 2:
         return [ops.flip(x, axis=1)]
@@ -206,7 +201,7 @@ def _evaluate(
     """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once, or in chunks on PyTorch.
 
     Args:
-        function: Treats every row and position independently.
+        function: A function that computes each row and position independently.
         label_smoothing: The first argument of `function`.
         arrays: Its other arguments, the logits first.
         results: Shape and dtype of each of its results.
@@ -216,7 +211,7 @@ def _evaluate(
     if _BACKEND == "jax":
         return function(label_smoothing, *arrays)
     filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
-    for chunk in _chunks(arrays[0]):
+    for chunk in _chunk_slices(arrays[0]):
         for whole, part in zip(filled, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
             whole[chunk] = part
     return filled
@@ -224,13 +219,13 @@ def _evaluate(
 
 @functools.cache
 def _compiled(function: Callable[..., Any], label_smoothing: float) -> Any:
-    """Compiles with XLA, also where Keras does not compile the step, for example for a model with an embedding."""
+    """Compiles with XLA even if Keras does not compile the step, for example for a model with an embedding."""
     import tensorflow as tf
 
     return tf.function(functools.partial(function, label_smoothing), jit_compile=True)
 
 
-def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+def _chunk_slices(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Yields slices of rows, passes and positions that cover the logits. Each slice holds all passes."""
     rows, passes, positions, classes = logits.shape
     position_bytes = 4 * passes * classes

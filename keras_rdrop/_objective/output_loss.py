@@ -1,7 +1,7 @@
-"""Stands in for the compiled loss of one output.
+"""The loss that replaces the compiled loss of one output.
 
 Keras calls a compiled loss with the targets, predictions and sample weights of one output, and multiplies its result by
-the output's `loss_weights`. In its place, `OutputLoss` gives the divergence the same rows, masks and weights.
+the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets the same rows, masks and weights.
 """
 
 from keras import ops
@@ -9,7 +9,7 @@ from keras.losses import Loss
 
 from keras_rdrop._keras import Tensor, get_mask
 from keras_rdrop._objective.terms import OutputBatch, choose_terms
-from keras_rdrop._passes.step import RunningStep
+from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import SymmetricKL
 
 
@@ -19,27 +19,29 @@ class OutputLoss(Loss):
     Args:
         loss: The compiled `keras.losses.Loss`.
         divergence: A `keras.losses.Loss` on the predictions of two passes, or `None`.
-        loss_weight: Float. The output's `loss_weights`: Keras multiplies the loss by it, this class the divergence.
-        running: The `RunningStep` of the model.
+        loss_weight: Float. The output's `loss_weights`. Keras multiplies the loss by it, and this class multiplies the
+            divergence by it.
+        current: The `CurrentStep` of the model.
         unlabelled: Target that marks unlabelled elements, which have weight 0 in the loss, or `None`.
     """
 
     def __init__(
-        self, loss: Loss, divergence: Loss | None, loss_weight: float, running: RunningStep, unlabelled: float | None
+        self, loss: Loss, divergence: Loss | None, loss_weight: float, current: CurrentStep, unlabelled: float | None
     ) -> None:
         super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
         self.loss, self.divergence, self.loss_weight = loss, divergence, loss_weight
         self.terms = choose_terms(loss, divergence)
-        self.running, self.unlabelled = running, unlabelled
+        self.current, self.unlabelled = current, unlabelled
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        self._check_classes(y_pred)  # Keras also calls this once while it builds the model
-        step = self.running.step
+        self._check_classes(y_pred)  # before training: Keras also calls this while it builds the model
+        step = self.current.step
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
-        labels, loss_weights = _mask_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
-        loss, divergence = self.terms(step, OutputBatch(y_true, labels, y_pred, loss_weights, sample_weight))
-        step.divergences.append(self.loss_weight * step.passes.divergence_scale(step.rows) * divergence)
+        labels, loss_sample_weight = _zero_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
+        batch = OutputBatch(y_true, labels, y_pred, loss_sample_weight, divergence_sample_weight=sample_weight)
+        loss, divergence = self.terms(step, batch)
+        step.divergences.append(self.loss_weight * step.layout.divergence_scale(y_pred) * divergence)
         return loss
 
     def _check_classes(self, y_pred: Tensor) -> None:
@@ -53,8 +55,8 @@ class OutputLoss(Loss):
 class CTCOutputLoss(OutputLoss):
     """The loss of an output with CTC, for which Keras ignores the mask.
 
-    In frames that the mask leaves out, the prediction becomes CTC's blank with certainty. Such a frame changes neither
-    the loss nor the divergence.
+    The predictions of masked frames are set to CTC's blank with probability 1, which changes neither the loss nor the
+    divergence.
     """
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
@@ -65,10 +67,10 @@ class CTCOutputLoss(OutputLoss):
         return super().__call__(y_true, y_pred, sample_weight)
 
 
-def _mask_unlabelled(
+def _zero_unlabelled(
     y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None, unlabelled: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Replaces the targets of unlabelled elements by 0, which every loss accepts, and sets their weights to 0."""
+    """Sets the targets of unlabelled elements to 0, which is valid for every loss, and their weights to 0."""
     if unlabelled is None:
         return y_true, sample_weight
     is_labelled = ops.not_equal(y_true, unlabelled)

@@ -10,7 +10,7 @@ from keras_rdrop import divergences
 from keras_rdrop._keras import Tensor, at_least_float32, get_loss, get_loss_function
 from keras_rdrop._objective.output_loss import CTCOutputLoss, OutputLoss
 from keras_rdrop._objective.terms import JointTerms
-from keras_rdrop._passes.step import RunningStep
+from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
 
 _KL = (SymmetricKL, BernoulliSymmetricKL)
@@ -30,7 +30,7 @@ _DIVERGENCE_OF_LOSS = {
 
 
 def output_losses(
-    loss: Any, divergence: Any, loss_weights: Any, running: RunningStep, unlabelled: float | None = None
+    loss: Any, divergence: Any, loss_weights: Any, current: CurrentStep, unlabelled: float | None = None
 ) -> Any:
     """Pairs each compiled loss with its divergence.
 
@@ -38,7 +38,7 @@ def output_losses(
         loss: As in `keras.Model.compile`: one loss, or a structure with one loss per output.
         divergence: As in `RDropModel`: one for all outputs, or the same structure as `loss`.
         loss_weights: As in `keras.Model.compile`.
-        running: The `RunningStep` of the model.
+        current: The `CurrentStep` of the model.
         unlabelled: As in `RDropModel`.
 
     Returns:
@@ -47,8 +47,8 @@ def output_losses(
     Raises:
         ValueError: If no divergence follows from a loss, or if the structures do not match.
     """
-    divergence = _per_output("divergence", divergence, loss)
-    loss_weights = _per_output("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
+    divergence = _per_loss("divergence", divergence, loss)
+    loss_weights = _per_loss("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
 
     def output_loss(identifier: Any, divergence: Any, loss_weight: float) -> OutputLoss | None:
         if identifier is None:
@@ -56,7 +56,7 @@ def output_losses(
         is_named = isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce")
         loss = _CrossEntropy(name=identifier) if is_named else get_loss(identifier)
         divergence = _get_divergence(divergence, loss)
-        return (CTCOutputLoss if _is_ctc(loss) else OutputLoss)(loss, divergence, loss_weight, running, unlabelled)
+        return (CTCOutputLoss if _is_ctc(loss) else OutputLoss)(loss, divergence, loss_weight, current, unlabelled)
 
     return tree.map_structure(output_loss, loss, divergence, loss_weights)
 
@@ -71,8 +71,8 @@ def supports_last_layer(output_loss: OutputLoss | None) -> bool:
     return output_loss is not None and isinstance(output_loss.terms, JointTerms) and output_loss.terms.is_sparse
 
 
-def _per_output(name: str, value: Any, loss: Any) -> Any:
-    """Returns `value` in the structure of `loss`. Like Keras, accepts a flat list for a dict and the reverse."""
+def _per_loss(name: str, value: Any, loss: Any) -> Any:
+    """Returns `value` in the structure of `loss`. As in Keras, a list may stand in for a dict, and vice versa."""
     if not tree.is_nested(value):
         return tree.map_structure(lambda _: value, loss)
     flat = tree.flatten(value)
@@ -82,7 +82,7 @@ def _per_output(name: str, value: Any, loss: Any) -> Any:
 
 
 class _CrossEntropy(Loss):
-    """The loss that Keras makes of `loss="crossentropy"`: the shapes decide which cross-entropy it is."""
+    """The loss that Keras uses for `loss="crossentropy"`: a cross-entropy chosen by the shapes."""
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         is_sparse = len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1
@@ -115,11 +115,11 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
     if isinstance(identifier, Loss):
         _check_from_logits(identifier, loss)
         return identifier
-    precise = {"reduction": loss.reduction, "dtype": at_least_float32(keras.config.floatx())}
+    common = {"reduction": loss.reduction, "dtype": at_least_float32(keras.config.floatx())}
     if identifier == "auto" and isinstance(loss, _CrossEntropy):
-        return _CrossEntropyDivergence(**precise)
+        return _CrossEntropyDivergence(**common)
     if identifier in ("auto", "symmetric_kl") and _is_ctc(loss):
-        return _FramewiseSymmetricKL(**precise)
+        return _FramewiseSymmetricKL(**common)
     inferred = _DIVERGENCE_OF_LOSS.get(get_loss_function(loss))
     requested = inferred if identifier == "auto" else type(divergences.get(identifier))
     if requested is None or not (inferred in _KL or requested is MeanSquaredDifference):
@@ -146,11 +146,11 @@ def _takes_logits(loss: Loss) -> bool | None:
 
 
 def _check_from_logits(divergence: Loss, loss: Loss) -> None:
-    """Logits taken for probabilities, or the reverse, would give a meaningless divergence."""
+    """Comparing logits as probabilities, or vice versa, would give a meaningless divergence."""
     expected, received = _takes_logits(loss), _takes_logits(divergence)
     if None not in (expected, received) and expected != received:
         wrong = f"divergence={divergence!r} with from_logits={received}"
-        raise ValueError(f"Expected `divergence` with from_logits={expected}, as the loss has it. Received: {wrong}")
+        raise ValueError(f"Expected `divergence` to have from_logits={expected} like the loss. Received: {wrong}")
 
 
 def _check_last_axis(loss: Loss) -> None:

@@ -1,14 +1,14 @@
 """The two terms of the objective for one output: its compiled loss and the divergence between its passes.
 
-`SeparateTerms` and `JointTerms` are interchangeable. `SeparateTerms` calls the loss and compares the passes, for any
-pair of loss and divergence. `JointTerms` computes a cross-entropy from logits and the symmetric KL in one kernel, which
-takes less time and memory.
+`SeparateTerms` and `JointTerms` are interchangeable. `SeparateTerms` supports any pair of loss and divergence: it calls
+the loss and compares the passes. `JointTerms` computes a cross-entropy from logits and the symmetric KL in one kernel,
+which takes less time and memory.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from keras import ops
 from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
@@ -29,19 +29,19 @@ class OutputBatch:
     Attributes:
         y_true: Targets as the user gave them.
         labels: Targets for the loss: `y_true`, with 0 where an element is unlabelled.
-        y_pred: Predictions, or features if the step has a `last_layer`.
-        loss_weights: Sample weights of the loss, or `None`: 0 where an element is unlabelled.
-        divergence_weights: Sample weights of the divergence, or `None`.
+        y_pred: Predictions, or the inputs of the last layer if the step has a `last_layer`.
+        loss_sample_weight: Sample weights of the loss, or `None`. They are 0 where an element is unlabelled.
+        divergence_sample_weight: Sample weights of the divergence, or `None`.
     """
 
     y_true: Tensor
     labels: Tensor
     y_pred: Tensor
-    loss_weights: Tensor | None
-    divergence_weights: Tensor | None
+    loss_sample_weight: Tensor | None
+    divergence_sample_weight: Tensor | None
 
     def mask(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
-        """Returns which elements count, in `shape`: the Keras mask of the predictions without the ignored class."""
+        """Returns the Keras mask of the predictions, without elements of the ignored class, or `None`."""
         mask = get_mask(self.y_pred)
         if ignore_class is None:
             return mask
@@ -49,14 +49,12 @@ class OutputBatch:
         return valid if mask is None else ops.logical_and(mask, valid)
 
 
-class Terms(Protocol):
-    """Computes the loss, averaged over the passes, and the divergence of one output."""
-
-    def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]: ...
+# Computes the loss, averaged over the passes, and the divergence of one output.
+Terms: TypeAlias = Callable[[Step, OutputBatch], tuple[Tensor, Tensor]]
 
 
 class SeparateTerms:
-    """Calls the loss and compares the passes, each by operations of Keras.
+    """Calls the loss and compares the passes, both with Keras operations.
 
     Args:
         loss: The compiled loss.
@@ -69,18 +67,18 @@ class SeparateTerms:
         self.ignore_class = loss.get_config().get("ignore_class")
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
-        loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_weights))
-        loss = step.passes.mean(loss, self.loss.reduction)
+        loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_sample_weight))
+        loss = step.layout.mean_over_passes(loss, self.loss)
         if self.reduction is None:
             return loss, 0.0
         y_pred = ops.cast(batch.y_pred, self.reduction.dtype)
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
-        y_preds = ops.unstack(step.passes.group(y_pred), step.passes.count, axis=1)
-        values = step.passes.spread(_compare(self.divergence, y_preds))
+        y_preds = ops.unstack(step.layout.group(y_pred), step.layout.count, axis=1)
+        values = step.layout.spread(_compare(self.divergence, y_preds))
         mask = batch.mask(self.ignore_class, ops.shape(values))
-        divergence = self.reduction.reduce(values, mask, batch.divergence_weights)
-        return loss, step.passes.mean(divergence, self.reduction.reduction)
+        divergence = self.reduction.reduce(values, mask, batch.divergence_sample_weight)
+        return loss, step.layout.mean_over_passes(divergence, self.reduction)
 
 
 class JointTerms:
@@ -96,7 +94,7 @@ class JointTerms:
         self.is_sparse = isinstance(loss, SparseCategoricalCrossentropy)
         self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
         self.ignore_class = loss.get_config().get("ignore_class")
-        self.loss, self.divergence = Reduction(loss), Reduction(divergence)
+        self.loss_reduction, self.divergence_reduction = Reduction(loss), Reduction(divergence)
 
     @staticmethod
     def supports(loss: Loss, divergence: Loss | None) -> bool:
@@ -107,32 +105,33 @@ class JointTerms:
         return all(config["from_logits"] and config.get("axis", -1) == -1 for config in configs)
 
     def supports_shapes(self, y_true: Tensor, y_pred: Tensor) -> bool:
-        """Whether the shapes are the usual ones."""
+        """Whether there is one target per element, or one target distribution per element."""
         shape = tuple(y_pred.shape[:-1]) if self.is_sparse else tuple(y_pred.shape)
         usual = (shape, (*shape, 1)) if self.is_sparse else (shape,)
         return y_true is not None and len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
-        passes, last_layer = step.passes, step.last_layer
+        layout, last_layer = step.layout, step.last_layer
         if last_layer is None and not self.supports_shapes(batch.y_true, batch.y_pred):
-            return self.separate(step, batch)  # Keras defines the result for unusual shapes
+            return self.separate(step, batch)  # Keras broadcasts and squeezes other shapes
         shape = ops.shape(batch.y_pred)[:-1]
         mask = batch.mask(self.ignore_class, shape)
         labels = ops.reshape(batch.labels, shape if self.is_sparse else ops.shape(batch.y_pred))
-        if self.ignore_class is not None:  # it may be no index of a class
+        if self.ignore_class is not None:  # it may be out of range, for example -1
             labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
-        labels, y_pred = passes.group(labels), passes.group(batch.y_pred)
+        labels, y_pred = layout.group(labels), layout.group(batch.y_pred)
         if last_layer is None:
             terms = cross_entropy_and_symmetric_kl(labels, y_pred, self.label_smoothing)
-            cross_entropy, divergence = (ops.reshape(values, shape) for values in ops.unstack(terms, 2))
-            loss = self.loss.reduce(cross_entropy, mask, batch.loss_weights)
-            divergence = self.divergence.reduce(divergence, mask, batch.divergence_weights)
-            return passes.mean(loss, self.loss.reduction), passes.mean(divergence, self.divergence.reduction)
-        loss_weights = self.loss.element_weights(shape, mask, batch.loss_weights)
-        loss_weights = passes.group(passes.mean(loss_weights, self.loss.reduction))
-        divergence_weights = self.divergence.element_weights(shape, mask, batch.divergence_weights)
-        divergence_weights = passes.group(passes.mean(divergence_weights, self.divergence.reduction))
-        scale = step.alpha / 2 * passes.divergence_scale(step.rows)
+            cross_entropy, divergence = (layout.ungroup(values) for values in ops.unstack(terms, 2))
+            loss = self.loss_reduction.reduce(cross_entropy, mask, batch.loss_sample_weight)
+            divergence = self.divergence_reduction.reduce(divergence, mask, batch.divergence_sample_weight)
+            loss = layout.mean_over_passes(loss, self.loss_reduction)
+            return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
+        loss_weights = self.loss_reduction.element_weights(shape, mask, batch.loss_sample_weight)
+        loss_weights = layout.group(layout.mean_over_passes(loss_weights, self.loss_reduction))
+        divergence_weights = self.divergence_reduction.element_weights(shape, mask, batch.divergence_sample_weight)
+        divergence_weights = layout.group(layout.mean_over_passes(divergence_weights, self.divergence_reduction))
+        scale = step.alpha / 2 * layout.divergence_scale(batch.y_pred)
         terms = last_layer.weighted_terms(y_pred, labels, self.label_smoothing, loss_weights, divergence_weights, scale)
         return terms[0], terms[1]
 

@@ -5,17 +5,18 @@ import fractions
 from typing import Any
 
 from keras import ops
+from keras.losses import Loss
 
 from keras_rdrop._keras import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class Passes:
-    """Passes over the rows of a batch, next to each other in one widened batch: `x0, x0, x1, x1, ...` for two.
+class PassLayout:
+    """The passes over each row are adjacent in the widened batch: `x0, x0, x1, x1, ...` for two passes.
 
-    Since the passes over a row are adjacent, a batch that is sharded over devices needs no communication.
+    A batch that is sharded over devices therefore needs no communication.
 
-    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for one half of four rows.
+    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows.
 
     Attributes:
         count: Number of passes.
@@ -46,7 +47,7 @@ class Passes:
         return ops.concatenate([self.spread(tensor[:repeated]), tensor[repeated:]], axis=0)
 
     def complete(self, tensor: Tensor, rows: int | Tensor) -> Tensor:
-        """Repeats the rows that `widen` did not repeat, as if they had gone through every pass.
+        """Repeats the rows that went through one pass, as if they had gone through all passes.
 
         Args:
             tensor: A tensor of shape `(widened rows, ...)`.
@@ -59,7 +60,7 @@ class Passes:
         return ops.concatenate([tensor[:start], self.spread(tensor[start:])], axis=0)
 
     def spread(self, tensor: Tensor) -> Tensor:
-        """Gives the value of each row to all its passes: `(rows, ...)` to `(rows * count, ...)`."""
+        """Repeats each row `count` times: `(rows, ...)` to `(rows * count, ...)`."""
         if _is_scalar_or_none(tensor):
             return tensor
         if _is_ragged(tensor):  # `ops.take` accepts a ragged tensor of TensorFlow, the operations below do not
@@ -70,27 +71,32 @@ class Passes:
         return ops.reshape(repeated, (rows * self.count, *shape))
 
     def group(self, tensor: Tensor) -> Tensor:
-        """Moves the passes to an axis of their own: `(rows * count, ...)` to `(rows, count, ...)`."""
+        """Gives the passes their own axis: `(rows * count, ...)` to `(rows, count, ...)`."""
         return ops.reshape(tensor, (-1, self.count, *ops.shape(tensor)[1:]))
 
-    def mean(self, value: Tensor, reduction: str | None) -> Tensor:
-        """Returns the mean over the passes of a loss that was reduced over the widened batch."""
+    def ungroup(self, tensor: Tensor) -> Tensor:
+        """Is the inverse of `group`: `(rows, count, ...)` to `(rows * count, ...)`."""
+        return ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
+
+    def mean_over_passes(self, value: Tensor, loss: Loss) -> Tensor:
+        """Averages over the passes the value of a loss, reduced over the widened batch."""
         # A mean over the widened batch already is the mean over the passes.
-        return value / self.count if reduction == "sum" else value
+        return value / self.count if loss.reduction == "sum" else value
 
     def repeated_rows(self, rows: int | Tensor) -> Any:
         """Returns how many rows of a batch go through all passes: the fraction, rounded up, but at least one row."""
-        # Exact arithmetic: no rounding error adds a row.
+        # With integers, no rounding error adds a row.
         part = max(fractions.Fraction(self.fraction).limit_denominator(1000), fractions.Fraction(1, 1000))
         return (rows * part.numerator + part.denominator - 1) // part.denominator
 
-    def divergence_scale(self, rows: int | Tensor | None) -> float | Tensor:
-        """Returns the factor from a divergence averaged over all rows to one averaged over the repeated rows.
+    def divergence_scale(self, y_pred: Tensor) -> float | Tensor:
+        """Returns the factor that turns the mean over all rows into the mean over the repeated rows.
 
         Rows that go through one pass add 0 to the divergence.
         """
         if self.fraction == 1.0:
             return 1.0
+        rows = ops.shape(y_pred)[0] // self.count
         return ops.cast(rows, "float32") / ops.cast(self.repeated_rows(rows), "float32")
 
 

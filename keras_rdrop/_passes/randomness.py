@@ -1,4 +1,4 @@
-"""Finds the layers of a model that draw random numbers: only they make the passes differ."""
+"""Finds the layers of a model that draw random numbers. Only these layers make the passes differ."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-# These attributes tell whether a layer draws: some layers hold a seed generator at rate 0, some draw without one.
+# A layer draws if one of these attributes is above 0: some layers hold a seed generator at rate 0, some have none.
 _RATES = ("rate", "drop_prob", "dropout", "recurrent_dropout", "stddev")
 
-# The distance between the seeds of two replicas. In most trainings a layer draws fewer times.
+# The distance between the seeds of two replicas: more than a layer draws in most trainings.
 _SEED_OFFSET = 1_000_003
 
 # Keras layers that run code from outside of Keras.
@@ -21,7 +21,7 @@ def stochastic_layers(model: keras.Layer) -> list[keras.Layer]:
 
     A layer counts if one of its rates is above 0, or if it has no rate and holds a `keras.random.SeedGenerator`.
     """
-    return [layer for layer in all_layers(model) if _draws(layer)]
+    return [layer for layer in all_layers(model) if _is_stochastic(layer)]
 
 
 def may_be_random(operation: Any) -> bool:
@@ -31,12 +31,12 @@ def may_be_random(operation: Any) -> bool:
     `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper.
     """
     is_layer = isinstance(operation, keras.Layer)
-    return is_layer and any(_draws(layer) or _is_foreign(layer) for layer in all_layers(operation))
+    return is_layer and any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
 
 
 def shares_noise(layer: keras.Layer) -> bool:
     """Whether a layer draws one noise for all rows of a batch, hence the same noise for all passes over a row."""
-    if isinstance(layer, keras.layers.RandomCrop) or _origin(layer) == ("keras_cv", "StochasticDepth"):
+    if isinstance(layer, keras.layers.RandomCrop) or _package_and_class(layer) == ("keras_cv", "StochasticDepth"):
         return True
     noise_shape = getattr(layer, "noise_shape", None)
     return noise_shape is not None and bool(noise_shape[0] == 1)
@@ -58,14 +58,14 @@ def offset_seeds(model: keras.Model, replica: Any) -> None:
     """Offsets the seeds of a model so that each replica draws different masks."""
     for variable in model.non_trainable_variables:
         if variable.path.endswith("seed_generator_state"):
-            # The state is a seed and a counter. PyTorch seeds with their sum, so the seeds must be far apart.
+            # The state is a seed and a counter. On PyTorch, Keras uses their sum, so the seeds must be far apart.
             variable.assign_add(ops.cast(ops.stack([replica * _SEED_OFFSET, 0]), variable.dtype))
 
 
 def offset_replica_seeds(model: keras.Model) -> None:
     """On TensorFlow, offsets the seeds of each replica of a `tf.distribute` strategy.
 
-    Keras gives all replicas the same seeds, so the global batch would hold no more masks than the batch of one replica.
+    Keras gives all replicas the same seeds, so all of them would draw the same dropout masks.
     """
     strategy = getattr(model, "distribute_strategy", None)
     if strategy is None or strategy.num_replicas_in_sync == 1:
@@ -75,29 +75,28 @@ def offset_replica_seeds(model: keras.Model) -> None:
     strategy.run(tf.function(lambda: offset_seeds(model, tf.distribute.get_replica_context().replica_id_in_sync_group)))
 
 
-def _draws(layer: keras.Layer) -> bool:
-    rates = [getattr(layer, name, None) for name in _RATES]
-    rates = [rate for rate in rates if isinstance(rate, (int, float))]
+def _is_stochastic(layer: keras.Layer) -> bool:
+    rates = [rate for name in _RATES if isinstance(rate := getattr(layer, name, None), (int, float))]
     return any(rates) if rates else bool(_attributes_of_type(layer, keras.random.SeedGenerator))
 
 
 def _is_foreign(layer: keras.Layer) -> bool:
-    package, name = _origin(layer)
+    package, name = _package_and_class(layer)
     return package not in ("keras", "keras_hub") or name in _FOREIGN_CODE
 
 
-def _origin(layer: keras.Layer) -> tuple[str, str]:
+def _package_and_class(layer: keras.Layer) -> tuple[str, str]:
     """Returns the top-level package and the name of a layer's class."""
     return type(layer).__module__.split(".")[0], type(layer).__name__
 
 
 def _attributes_of_type(layer: keras.Layer, kind: type) -> list[Any]:
-    """Returns the attributes of a layer that are instances of `kind`, also those in lists, tuples and dicts."""
+    """Returns the attributes of a layer that are instances of `kind`, including those in lists, tuples and dicts."""
     return [value for value in _leaves(vars(layer)) if isinstance(value, kind)]
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    # `keras.tree` cannot flatten the named tuples that TensorFlow wraps when they become attributes.
+    # `keras.tree` cannot flatten named tuples that TensorFlow wrapped when they were assigned to an attribute.
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from keras_rdrop._keras import Tensor
 from keras_rdrop._kernels.last_layer import LastLayer
-from keras_rdrop._passes.layout import Passes
+from keras_rdrop._passes.layout import PassLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,33 +16,31 @@ class Step:
 
     Attributes:
         alpha: Weight of the divergence.
-        passes: The layout of the passes in the widened batch.
-        rows: Number of rows in the batch before it was widened, or `None` if all rows go through all passes.
+        layout: The layout of the passes in the widened batch.
         last_layer: The last layer of the base, if it is computed together with the loss. The predictions of the step
-            are then the features that this layer takes.
-        divergences: The divergence of each output, multiplied by its `loss_weights`. The losses append to it.
+            are then the inputs of this layer.
+        divergences: The divergence of each output, multiplied by its `loss_weights`. `OutputLoss` appends to it.
     """
 
     alpha: float | Tensor
-    passes: Passes
-    rows: int | Tensor | None = None
+    layout: PassLayout
     last_layer: LastLayer | None = None
     divergences: list[Tensor] = dataclasses.field(default_factory=list)
 
 
-class RunningStep(threading.local):
-    """Holds the `Step` of a model while it runs.
+class CurrentStep(threading.local):
+    """Holds the `Step` that a model is running.
 
-    It is thread-local because `tf.distribute` runs the replicas of a step in threads that take turns.
+    It is thread-local because `tf.distribute` runs the replicas of a step in alternating threads.
 
     Attributes:
-        step: The step that runs in this thread, or `None` outside of training.
+        step: The step that this thread is running, or `None` outside of training.
     """
 
     step: Step | None = None
 
     @contextlib.contextmanager
-    def run(self, step: Step) -> Iterator[None]:
+    def set(self, step: Step) -> Iterator[None]:
         self.step = step
         try:
             yield

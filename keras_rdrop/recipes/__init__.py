@@ -1,4 +1,4 @@
-"""The settings of the R-Drop paper on its 18 data sets, with one recipe per direction of translation and all sources.
+"""The settings of the R-Drop paper on its 18 data sets, with the source of every number.
 
     python -m keras_rdrop.recipes
 
@@ -25,7 +25,7 @@ class Recipe:
             `"image_classification"`.
         tfds: The name of the data set in `tensorflow_datasets`, or `None` if it is not there.
         model: The model that was measured.
-        alpha: Weight of the divergence. A tuple holds the values that the paper chose from.
+        alpha: Weight of the divergence. A tuple holds the values that the paper searched.
         dropout: Dropout rate.
         optimizer: Name of the class in `keras.optimizers`.
         optimizer_arguments: Its arguments, without the learning rate.
@@ -86,7 +86,7 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     | `"fairseq"` | official fairseq translation, summarization and language modelling | 1 |
     | `"official-bert"` | official BERT fork (0.5) | `batch_size` |
     | `"official-roberta"` | official RoBERTa fork (0.7), which counts half of one cross-entropy | `4 * batch_size` |
-    | `"official-vit"` | official ViT fork, `batch_size` of a micro-batch | `2 * batch_size` |
+    | `"official-vit"` | official ViT fork (`batch_size` is the micro-batch size) | `2 * batch_size` |
     | `"official-readme"` | formula in the official README: sum of the KL, mean of the loss | `2 * batch_size` |
     | `"bojone"` | bojone/r-drop (4) | 1 |
     | `"bert4torch"` | bert4torch (4), which averages the KL over the classes | `1 / classes` |
@@ -94,8 +94,8 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     Args:
         alpha: The alpha of the other codebase.
         source: One of the names above.
-        batch_size: Rows per batch, where the code sums the divergence over them.
-        classes: Number of classes, for `"bert4torch"`.
+        batch_size: Rows per batch. Required where the code sums the divergence over the rows.
+        classes: Number of classes. Required for `"bert4torch"`.
 
     Returns:
         The float for `RDropModel(alpha=...)`.

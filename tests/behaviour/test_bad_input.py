@@ -96,7 +96,7 @@ for _divergence in (divergences.SymmetricKL(), keras.losses.KLDivergence(), dive
         "divergence",
         f"{type(_divergence).__name__} on probabilities, loss on logits",
         None,
-        ours="Expected `divergence` to take what the loss",
+        ours="Expected `divergence` to have from_logits",
         divergence=_divergence,
     )
 error(
@@ -104,7 +104,7 @@ error(
     "SymmetricKL on logits, loss on probabilities",
     None,
     "categorical_crossentropy",
-    ours="Expected `divergence` to take what the loss",
+    ours="Expected `divergence` to have from_logits",
     divergence=divergences.SymmetricKL(from_logits=True),
 )
 error("alpha", "-1", None, ours="Expected `alpha` to be", alpha=-1.0)
@@ -121,7 +121,7 @@ error(
     "a stateful RNN",
     None,
     base=lambda: keras.Sequential([keras.Input(batch_shape=(8, 5, 3)), keras.layers.LSTM(4, stateful=True)]),
-    ours="Expected `base` to keep no state",
+    ours="Expected `base` to have no stateful layer",
 )
 
 

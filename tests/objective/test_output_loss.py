@@ -8,27 +8,27 @@ from support.known_noise import KnownNoise, train
 
 from keras_rdrop import RDropModel
 from keras_rdrop._objective.pairing import output_losses
-from keras_rdrop._passes.layout import Passes
-from keras_rdrop._passes.step import RunningStep, Step
+from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.step import CurrentStep, Step
 
 L = keras.losses
 
 
 def test_output_loss_equals_the_compiled_loss_outside_training(rng):
-    running = RunningStep()
+    current = CurrentStep()
     loss = L.SparseCategoricalCrossentropy(from_logits=True)
-    output_loss = output_losses(loss, "auto", None, running)
+    output_loss = output_losses(loss, "auto", None, current)
     y, z, weights = rng.integers(0, 5, 4), rng.normal(size=(4, 5)), rng.uniform(size=4)
     assert float(output_loss(y, z, weights)) == float(loss(y, z, weights))
     assert (output_loss.name, output_loss.reduction, output_loss.dtype) == (loss.name, loss.reduction, loss.dtype)
 
 
 def test_a_step_collects_the_weighted_divergence(rng):
-    running = RunningStep()
-    output_loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), "auto", 0.5, running)
+    current = CurrentStep()
+    output_loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), "auto", 0.5, current)
     y, z = np.repeat(rng.integers(0, 5, 4), 2), rng.normal(size=(8, 5)).astype("float32")
-    step = Step(alpha=1.0, passes=Passes(2))
-    with running.run(step):
+    step = Step(alpha=1.0, layout=PassLayout(2))
+    with current.set(step):
         loss = output_loss(keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(z))
     (divergence,) = step.divergences
     np.testing.assert_allclose(float(divergence), 0.5 * reference.symmetric_kl(z[::2], z[1::2]).mean(), rtol=1e-5)

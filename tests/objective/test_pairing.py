@@ -7,7 +7,7 @@ from support.known_noise import train
 
 from keras_rdrop._objective.pairing import output_losses
 from keras_rdrop._objective.terms import SeparateTerms
-from keras_rdrop._passes.step import RunningStep
+from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
 from keras_rdrop.losses import SparseCategoricalCrossentropy
 
@@ -37,14 +37,14 @@ L = keras.losses
     ],
 )
 def test_auto_selects_the_divergence_by_the_loss(loss, expected, from_logits):
-    divergence = output_losses(loss, "auto", None, RunningStep()).divergence
+    divergence = output_losses(loss, "auto", None, CurrentStep()).divergence
     assert type(divergence) is expected
     assert divergence.get_config().get("from_logits") is from_logits
 
 
 def test_auto_uses_the_axis_and_reduction_of_the_loss():
     loss = L.CategoricalCrossentropy(axis=1, reduction="mean_with_sample_weight")
-    output_loss = output_losses(loss, "auto", None, RunningStep())
+    output_loss = output_losses(loss, "auto", None, CurrentStep())
     assert output_loss.divergence.get_config()["axis"] == 1
     assert isinstance(output_loss.terms, SeparateTerms)
     assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
@@ -53,14 +53,14 @@ def test_auto_uses_the_axis_and_reduction_of_the_loss():
 @pytest.mark.parametrize(("loss", "divergence"), [("mse", "symmetric_kl"), (L.cosine_similarity, "auto")])
 def test_a_loss_without_a_matching_divergence_raises_an_error(loss, divergence):
     with pytest.raises(ValueError, match="No divergence follows from the loss"):
-        output_losses(loss, divergence, None, RunningStep())
+        output_losses(loss, divergence, None, CurrentStep())
 
 
 def test_an_axis_that_keras_does_not_expose_needs_an_explicit_divergence():
     loss = L.SparseCategoricalCrossentropy(from_logits=True, axis=1)
     with pytest.raises(ValueError, match="Expected the loss 'sparse_categorical_crossentropy' to have axis=-1"):
-        output_losses(loss, "auto", None, RunningStep())
-    output_loss = output_losses(loss, SymmetricKL(from_logits=True, axis=1), None, RunningStep())
+        output_losses(loss, "auto", None, CurrentStep())
+    output_loss = output_losses(loss, SymmetricKL(from_logits=True, axis=1), None, CurrentStep())
     assert isinstance(output_loss.terms, SeparateTerms)
 
 
@@ -99,4 +99,4 @@ def test_crossentropy_is_resolved_from_the_shapes(name, shape, targets, same_as,
 
 def test_an_explicit_divergence_works_with_a_loss_without_logits():
     divergence = SymmetricKL(from_logits=True)
-    assert output_losses("mse", divergence, None, RunningStep()).divergence is divergence
+    assert output_losses("mse", divergence, None, CurrentStep()).divergence is divergence

@@ -13,8 +13,8 @@ from keras_rdrop import RDropModel
 from keras_rdrop._objective import terms
 from keras_rdrop._objective.pairing import output_losses
 from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
-from keras_rdrop._passes.layout import Passes
-from keras_rdrop._passes.step import RunningStep, Step
+from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop.divergences import MeanSquaredDifference, SymmetricKL
 
 L = keras.losses
@@ -75,7 +75,7 @@ def test_divergence_with_ignore_class_is_float32_in_mixed_precision():
         loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
         y, z = keras.ops.convert_to_tensor([0, 0, 1, 1]), keras.ops.ones((4, 3), "float16")
         _, divergence = SeparateTerms(loss, SymmetricKL(from_logits=True))(
-            Step(alpha=1.0, passes=Passes(2)), OutputBatch(y, y, z, None, None)
+            Step(alpha=1.0, layout=PassLayout(2)), OutputBatch(y, y, z, None, None)
         )
         assert keras.backend.standardize_dtype(divergence.dtype) == "float32"
     finally:
@@ -107,13 +107,12 @@ def test_joint_terms_equal_separate_terms(loss, reduction, rng, monkeypatch):
     logs, calls = [], []
     kernel = terms.cross_entropy_and_symmetric_kl
     monkeypatch.setattr(terms, "cross_entropy_and_symmetric_kl", lambda *args: calls.append(1) or kernel(*args))
-    for divergence in (SymmetricKL, UnoptimizedSymmetricKL):
+    for divergence, uses_kernel in ((SymmetricKL, True), (UnoptimizedSymmetricKL, False)):
+        calls.clear()
         model = RDropModel(base, alpha=2.0, divergence=divergence(from_logits=True, reduction=reduction))
         model.compile(keras.optimizers.SGD(0.0), keras_loss)
         logs.append(model.train_on_batch(x, y, sample_weight=weights, return_dict=True))
-        assert len(calls) > 0
-        kernel_calls = calls.copy()
-    assert calls == kernel_calls
+        assert bool(calls) is uses_kernel
     np.testing.assert_allclose(logs[0]["divergence"], logs[1]["divergence"], rtol=1e-5)
     np.testing.assert_allclose(logs[0]["loss"], logs[1]["loss"], rtol=1e-5)
 
@@ -131,7 +130,7 @@ def test_joint_terms_equal_separate_terms(loss, reduction, rng, monkeypatch):
     ],
 )
 def test_joint_terms_are_used_for_the_pairs_that_the_kernel_supports(loss, divergence, joint):
-    assert isinstance(output_losses(loss, divergence, None, RunningStep()).terms, JointTerms) is joint
+    assert isinstance(output_losses(loss, divergence, None, CurrentStep()).terms, JointTerms) is joint
 
 
 @pytest.mark.parametrize(
@@ -182,12 +181,12 @@ def test_random_objectives_equal_the_reference(
     y_pred = keras.ops.convert_to_tensor(np.stack(logits, axis=1).reshape(-1, *logits.shape[2:]))
     if masked:
         y_pred = MASKED(y_pred, mask=keras.ops.convert_to_tensor(widened(mask)))
-    running, step = RunningStep(), Step(alpha=1.0, passes=Passes(passes))
+    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(passes))
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=0 if ignored else None, reduction=reduction
     )
-    objective = output_losses(loss, "auto", None, running)
-    with running.run(step):
+    objective = output_losses(loss, "auto", None, current)
+    with current.set(step):
         sample_weight = None if weights is None else keras.ops.convert_to_tensor(widened(weights), dtype="float32")
         task = float(objective(widened(labels), y_pred, sample_weight))
         divergence = float(step.divergences[0])

@@ -11,7 +11,7 @@ from support.straightforward import UnoptimizedSymmetricKL
 
 from keras_rdrop import RDropModel
 from keras_rdrop._passes.graph import find_training_graph
-from keras_rdrop._passes.layout import Passes
+from keras_rdrop._passes.layout import PassLayout
 
 layers = keras.layers
 
@@ -93,7 +93,7 @@ def test_sharing_the_prefix_does_not_change_logs_or_weights(name, passes, rng):
             keras.utils.set_random_seed(step)
             logs.append(model.train_on_batch(x, y, return_dict=True))
         weights.append(model.base.get_weights())
-    assert len(find_training_graph(model.base, Passes(passes)).shared) >= min_shared_layers
+    assert len(find_training_graph(model.base, PassLayout(passes)).shared) >= min_shared_layers
     for shared_logs, repeated_logs in zip(logs[:3], logs[3:], strict=True):
         assert shared_logs["divergence"] > 0
         assert set(shared_logs) == set(repeated_logs)
@@ -107,7 +107,7 @@ def test_sharing_the_prefix_does_not_change_logs_or_weights(name, passes, rng):
 def test_the_training_graph_returns_every_row_once_per_pass(name, rng):
     make_base, make_data, _ = BASES[name]
     x, _ = make_data(rng)
-    outputs = find_training_graph(make_base(), Passes(3)).model(x, training=True)
+    outputs = find_training_graph(make_base(), PassLayout(3)).model(x, training=True)
     assert {tensor.shape[0] for tensor in keras.tree.flatten(outputs)} == {18}
 
 
@@ -166,7 +166,7 @@ def test_the_training_graph_keeps_the_names_of_inputs():
     base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(layers.Add()([inputs["a"], inputs["b"]]))))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        find_training_graph(base, Passes(2))
+        find_training_graph(base, PassLayout(2))
 
 
 def folded_rows():
@@ -199,7 +199,7 @@ def unbuilt():
 )
 def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
     base = make_base()
-    graph = find_training_graph(base, Passes(2))
+    graph = find_training_graph(base, PassLayout(2))
     assert graph.model is base
     assert reason in graph.reason
 
@@ -208,7 +208,7 @@ def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
 def test_sparse_inputs_have_no_shared_prefix():
     inputs = keras.Input((3,), sparse=True)
     base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs)))
-    graph = find_training_graph(base, Passes(2))
+    graph = find_training_graph(base, PassLayout(2))
     assert graph.model is base
     assert graph.reason == "its inputs are sparse or ragged"
 

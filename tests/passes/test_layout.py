@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_rdrop._passes.layout import Passes
+from keras_rdrop._passes.layout import PassLayout
 
 
 def as_numpy(tensor):
@@ -22,7 +22,7 @@ def test_widen_repeats_the_first_rows(count, fraction, rows, rng):
     array = rng.normal(size=(rows, 2, 3)).astype("float32")
     repeated = math.ceil(fraction * rows)
     expected = [array[row] for row in range(rows) for _ in range(count if row < repeated else 1)]
-    actual = Passes(count, fraction).widen(ops.convert_to_tensor(array))
+    actual = PassLayout(count, fraction).widen(ops.convert_to_tensor(array))
     np.testing.assert_array_equal(as_numpy(actual), expected)
 
 
@@ -30,7 +30,7 @@ def test_widen_repeats_the_first_rows(count, fraction, rows, rng):
 @pytest.mark.parametrize("count", [2, 3])
 def test_complete_repeats_the_remaining_rows(count, fraction, rng):
     array = ops.convert_to_tensor(rng.normal(size=(7, 3)).astype("float32"))
-    passes = Passes(count, fraction)
+    passes = PassLayout(count, fraction)
     actual = passes.complete(passes.widen(array), 7)
     np.testing.assert_array_equal(as_numpy(actual), np.repeat(as_numpy(array), count, axis=0))
 
@@ -38,36 +38,37 @@ def test_complete_repeats_the_remaining_rows(count, fraction, rng):
 @pytest.mark.parametrize("count", [2, 3])
 def test_group_collects_the_copies_from_spread(count, rng):
     array = rng.normal(size=(4, 2)).astype("float32")
-    groups = as_numpy(Passes(count).group(Passes(count).spread(ops.convert_to_tensor(array))))
+    groups = as_numpy(PassLayout(count).group(PassLayout(count).spread(ops.convert_to_tensor(array))))
     assert groups.shape == (4, count, 2)
     for index in range(count):
         np.testing.assert_array_equal(groups[:, index], array)
 
 
 def test_group_keeps_the_order_of_rows_and_passes():
-    groups = as_numpy(Passes(3).group(ops.arange(6)))
+    groups = as_numpy(PassLayout(3).group(ops.arange(6)))
     np.testing.assert_array_equal(groups, [[0, 1, 2], [3, 4, 5]])
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("sum", 2.0), ("sum_over_batch_size", 6.0), (None, 6.0)])
 def test_mean_divides_by_the_passes_only_after_a_sum(reduction, expected):
-    assert Passes(3).mean(6.0, reduction) == expected
+    assert PassLayout(3).mean_over_passes(6.0, keras.losses.MeanSquaredError(reduction)) == expected
 
 
 @pytest.mark.parametrize("hundredths", range(1, 101))
 def test_rounding_errors_do_not_add_a_row(hundredths):
-    assert Passes(2, hundredths / 100).repeated_rows(100) == hundredths
+    assert PassLayout(2, hundredths / 100).repeated_rows(100) == hundredths
 
 
 def test_divergence_scale_is_the_ratio_of_all_rows_to_repeated_rows():
-    assert Passes(2).divergence_scale(None) == 1.0
-    assert float(Passes(2, 0.3).divergence_scale(10)) == pytest.approx(10 / 3)
+    y_pred = ops.ones((20, 5))  # two passes over 10 rows
+    assert PassLayout(2).divergence_scale(y_pred) == 1.0
+    assert float(PassLayout(2, 0.3).divergence_scale(y_pred)) == pytest.approx(10 / 3)
 
 
 def test_scalars_and_none_are_returned_unchanged():
     scalar = ops.convert_to_tensor(1.0)
     for fraction in (0.5, 1.0):
-        passes = Passes(2, fraction)
+        passes = PassLayout(2, fraction)
         assert passes.widen(None) is passes.spread(None) is None
         assert passes.widen(scalar) is passes.spread(scalar) is scalar
 
@@ -77,9 +78,9 @@ def test_ragged_tensors_are_widened_unless_fraction_is_below_1():
     import tensorflow as tf
 
     ragged = tf.ragged.constant([[1, 2], [], [3]])
-    assert Passes(2).widen(ragged).to_list() == [[1, 2], [1, 2], [], [], [3], [3]]
+    assert PassLayout(2).widen(ragged).to_list() == [[1, 2], [1, 2], [], [], [3], [3]]
     with pytest.raises(ValueError, match="Expected dense data, because `fraction` is below 1"):
-        Passes(2, 0.5).widen(ragged)
+        PassLayout(2, 0.5).widen(ragged)
 
 
 def test_fraction_below_1_rejects_data_that_cannot_be_sliced():
@@ -87,9 +88,9 @@ def test_fraction_below_1_rejects_data_that_cannot_be_sliced():
         shape = (4, 3)
 
     with pytest.raises(ValueError, match="Expected dense data, because `fraction` is below 1. .* fraction=0.5"):
-        Passes(2, 0.5).widen(Sparse())
+        PassLayout(2, 0.5).widen(Sparse())
 
 
 def test_passes_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Passes(2).count = 3
+        PassLayout(2).count = 3

@@ -84,7 +84,7 @@ def test_loss_and_gradients_match_the_formula_of_the_paper(passes, fraction, ste
 
 
 def test_a_fraction_of_the_rows_gives_the_same_result_on_every_path(rng):
-    """Logs and weights agree with a shared prefix, without a shared prefix, and with a fused head."""
+    """Logs and weights agree with a shared prefix, without a shared prefix, and with `fuse_head`."""
     x = rng.integers(1, 20, (10, 6)) * (np.arange(6) < rng.integers(1, 7, 10)[:, None])
     y = rng.integers(0, CLASSES, x.shape)
     results = []

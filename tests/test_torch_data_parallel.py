@@ -42,3 +42,27 @@ def test_a_process_takes_every_nth_row(parallel):
     parallel.rank, parallel.processes = 1, 3
     shard = parallel.shard({"x": np.arange(11)})
     np.testing.assert_array_equal(shard["x"], [1, 4, 7])  # each process takes 11 // 3 rows
+
+
+def test_a_failed_training_leaves_no_hooks(parallel, rng, monkeypatch):
+    """Otherwise the next training would average every gradient twice."""
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    model = RDropModel(keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(3)]))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    all_reduce, reductions = parallel._distributed.all_reduce, []
+    monkeypatch.setattr(
+        parallel._distributed, "all_reduce", lambda *args, **kwargs: reductions.append(1) or all_reduce(*args, **kwargs)
+    )
+
+    def fail(epoch, logs):
+        raise RuntimeError("interrupted")
+
+    counts = []
+    interrupted = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    for _ in range(2):
+        reductions.clear()
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[parallel])
+        counts.append(len(reductions))
+        with pytest.raises(RuntimeError, match="interrupted"):
+            model.fit(x, y, batch_size=4, verbose=0, callbacks=[parallel, interrupted])
+    assert counts[0] == counts[1]

@@ -53,8 +53,8 @@ def test_a_killed_run_ends_as_one_that_was_not(engine, tmp_path):
         kill(engine, tmp_path / "killed", "saving" if number % 2 else "step", chance)
     found, steps = finish(engine, tmp_path / "killed")
     assert steps < all_steps
-    for weight, of_whole in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(weight, of_whole)
+    for weight, uninterrupted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(weight, uninterrupted)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

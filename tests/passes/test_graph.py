@@ -204,6 +204,16 @@ def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
     assert reason in graph.reason
 
 
+def test_a_product_with_a_number_in_the_graph_trains(rng):
+    """On JAX, Keras marks the product as sparse, so the layers cannot be called again."""
+    inputs = keras.Input((4,))
+    base = keras.Model(inputs, dense(3)(layers.Dropout(0.3)(dense()(inputs) * 0.5)))
+    model = RDropModel(base)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    logs = model.train_on_batch(rng.normal(size=(6, 4)), rng.integers(0, 3, 6), return_dict=True)
+    assert logs["divergence"] > 0
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse inputs on PyTorch")
 def test_sparse_inputs_have_no_shared_prefix():
     inputs = keras.Input((3,), sparse=True)
@@ -244,7 +254,7 @@ def random_base(rng, size):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 10), passes=st.integers(2, 3), fuse_head=st.booleans())
 def test_optimizations_do_not_change_training_on_random_graphs(seed, size, passes, fuse_head):
-    """The shared prefix, joint kernel and fused last layer do not change the logs or the trained weights."""
+    """The shared prefix, joint kernel and `fuse_head` do not change the logs or the trained weights."""
     logs, weights = [], []
     for optimized in (True, False):
         rng = np.random.default_rng(seed)

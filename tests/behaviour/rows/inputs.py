@@ -47,11 +47,11 @@ def _(kind, rng):
     def trained_with(weights):
         return check(lambda: build_heads(kind, x, {"a": 3, "b": 1}), x, y, loss_weights=weights, **options)
 
-    of_a, of_b, of_both = (
+    divergence_a, divergence_b, total = (
         float(trained_with(weights).divergence_tracker.result())
         for weights in ({"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"b": 3.0, "a": 2.0})
     )
-    np.testing.assert_allclose(of_both, 2 * of_a + 3 * of_b, rtol=1e-4)
+    np.testing.assert_allclose(total, 2 * divergence_a + 3 * divergence_b, rtol=1e-4)
 
 
 @row("Outputs", "list")

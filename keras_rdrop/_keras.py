@@ -31,8 +31,9 @@ class _SetMask(keras.layers.Layer):
         return previous_mask
 
 
-# Calling a layer is the public way to read and to set a mask.
-_get_mask, _set_mask = _GetMask(autocast=False), _SetMask(autocast=False)
+# Calling a layer is the public way to read and to set a mask. TensorFlow rejects scopes that start with an underscore,
+# as the default names would.
+_get_mask, _set_mask = _GetMask(name="get_mask", autocast=False), _SetMask(name="set_mask", autocast=False)
 
 
 def get_mask(tensor: Tensor) -> Tensor | None:

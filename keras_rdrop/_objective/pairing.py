@@ -117,9 +117,9 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         return identifier
     common = {"reduction": loss.reduction, "dtype": at_least_float32(keras.config.floatx())}
     if identifier == "auto" and isinstance(loss, _CrossEntropy):
-        return _CrossEntropyDivergence(**common)
+        return _CrossEntropyDivergence("crossentropy_divergence", **common)
     if identifier in ("auto", "symmetric_kl") and _is_ctc(loss):
-        return _FramewiseSymmetricKL(**common)
+        return _FramewiseSymmetricKL("framewise_symmetric_kl", **common)
     inferred = _DIVERGENCE_OF_LOSS.get(get_loss_function(loss))
     requested = inferred if identifier == "auto" else type(divergences.get(identifier))
     if requested is None or not (inferred in _KL or requested is MeanSquaredDifference):

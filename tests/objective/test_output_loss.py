@@ -104,3 +104,23 @@ def test_ctc_ignores_masked_frames(masked, weighted, rng):
     np.testing.assert_allclose(logs["divergence"], np.mean(divergence * weight), rtol=1e-5)
     total = np.mean(np.mean(ctc, axis=0) * weight) + 0.2 / 2 * np.mean(divergence * weight)
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["crossentropy", "mse", L.SparseCategoricalCrossentropy(from_logits=True), L.CTC()])
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="scopes have names on TensorFlow")
+def test_output_loss_can_be_called_at_the_root_of_a_tf_function(loss, rng):
+    import tensorflow as tf
+
+    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(2))
+    output_loss = output_losses(loss, "auto", None, current)
+    is_ctc = isinstance(loss, L.CTC)
+    shape = (4, 6, 5) if is_ctc else (4, 5)
+    y_pred = rng.uniform(0.1, 0.9, size=shape).astype("float32")
+    y_true = y_pred if loss == "mse" else np.ones((4, 2) if is_ctc else 4, "int32")
+
+    @tf.function
+    def call(y_true, y_pred):
+        with current.set(step):
+            return output_loss(y_true, y_pred)
+
+    assert np.all(np.isfinite(call(tf.constant(y_true), tf.constant(y_pred))))

@@ -267,7 +267,7 @@ class RDropModel(PreprocessingModel):
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
         if not stochastic:
             expected = "Expected dropout with a rate above 0, noise or random augmentation."
-            message = f"is random in training, so R-Drop has no effect. {expected} (KerasHub dropout may default to 0.)"
+            message = f"is random in training, so R-Drop has no effect. {expected} (KerasHub models may default to 0.)"
             warnings.warn(f"No layer of base='{self.base.name}' {message}", stacklevel=2)
 
 

@@ -109,7 +109,7 @@ class Run:
         processes = 1 if self.parallel is None else self.parallel.processes
         cost = {
             "row passes": self.steps * self.args.batch_size * passes * processes,
-            "seconds a step": self.timer.median_step,
+            "seconds per step": self.timer.median_step,
             "seconds": self.timer.total,
         }
         result = {"row": {"": self.arm, **scores, **cost}, "history": history.history}

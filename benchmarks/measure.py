@@ -105,7 +105,7 @@ def report(title, rows, args, **more):
         "backend": backend,
         "versions": {name: importlib.metadata.version(name) for name in packages}
         | {"python": platform.python_version()},
-        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "hardware": _hardware(),
         "runs": args.runs,
         "rows": rows,
         **more,
@@ -113,6 +113,22 @@ def report(title, rows, args, **more):
     args.output.mkdir(parents=True, exist_ok=True)
     with open(args.output / f"{Path(sys.argv[0]).stem}.jsonl", "a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def _hardware():
+    backend, processor = keras.backend.backend(), f"{_processor()}, {os.cpu_count()} cores"
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    if backend == "jax":
+        import jax
+
+        return processor if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else processor
 
 
 def _processor():
@@ -136,6 +152,7 @@ def value_and_gradients(function):
             x = [array.detach().requires_grad_(True) for array in x]
             value = function(y, *x)
             value.backward()
+            value.item()  # waits for a GPU
             return value.detach(), [array.grad for array in x]
 
         return run
@@ -181,12 +198,21 @@ def _compiled(function):
 
 
 def peak_mebibytes(function):
-    """Return the MiB by which the resident memory of this process grows while a function runs. Linux only.
+    """Return the MiB by which the memory in use grows while a function runs.
 
-    Reads the high-water mark of the Linux kernel: polling could miss a short peak, and the one of `getrusage` cannot be
-    reset.
+    On an NVIDIA GPU this is the memory of the GPU, on PyTorch only. Otherwise it is the resident memory of this
+    process, on Linux only. It reads the high-water mark of the Linux kernel: polling could miss a short peak, and the
+    one of `getrusage` cannot be reset.
     """
     gc.collect()
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            function()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # else the function would first fill memory that the allocator still holds
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_mebibytes()

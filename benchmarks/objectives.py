@@ -15,9 +15,6 @@ from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop.divergences import SymmetricKL
 
-FEATURES = 512  # input size of the last layer, in the arms that have one
-
-
 class UnoptimizedSymmetricKL(SymmetricKL):
     """The same divergence without the library's own gradient: for a subclass, `RDropModel` uses Keras operations."""
 
@@ -60,16 +57,16 @@ def random_batch(rows, vocabulary, passes=2):
     return ops.convert_to_tensor(labels), ops.convert_to_tensor(logits)
 
 
-def check_same(function, other, *inputs):
-    """Raise an `AssertionError` unless two functions have the same value and gradients."""
+def check_same(function, other, *inputs, tolerance=1e-5):
+    """Raise an `AssertionError` unless two functions have the same value and gradients, to a relative tolerance."""
     (value, gradients), (expected, expected_gradients) = (value_and_gradients(f)(*inputs) for f in (function, other))
-    np.testing.assert_allclose(ops.convert_to_numpy(value), ops.convert_to_numpy(expected), rtol=1e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(value), ops.convert_to_numpy(expected), rtol=tolerance)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
-        gradient, expected = ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected)
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        gradient, expected = (ops.convert_to_numpy(ops.cast(g, "float32")) for g in (gradient, expected))
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def function_and_inputs(arm, rows, vocabulary):
+def function_and_inputs(arm, rows, vocabulary, features=512, dtype="float32"):
     """Return the function of an arm, followed by its inputs.
 
     Args:
@@ -77,31 +74,31 @@ def function_and_inputs(arm, rows, vocabulary):
             before it, or "fuse_head=True", for a function of targets, features and the kernel of the last layer.
         rows: Number of rows, each of which has two passes.
         vocabulary: Number of classes.
+        features: Input size of the last layer, in the arms that have one.
+        dtype: Data type in which the last layer computes. Its kernel is float32, as in mixed precision.
     """
-    labels, logits = random_batch(rows, vocabulary)
     losses = {
         "plain": cross_entropy(),
         "R-Drop": objective(),
         "loss and divergence apart": objective(optimized=False),
     }
     if arm in losses:
-        return losses[arm], labels, logits
-    rng = np.random.default_rng(0)
-    features, kernel = (
-        ops.convert_to_tensor(rng.normal(size=shape).astype("float32") / FEATURES**0.5)
-        for shape in ((2 * rows, FEATURES), (FEATURES, vocabulary))
-    )
+        return losses[arm], *random_batch(rows, vocabulary)
+    labels, x = random_batch(rows, features)
+    kernel = ops.convert_to_tensor(np.random.default_rng(1).normal(size=(features, vocabulary)).astype("float32"))
+    labels, x, kernel = labels * (vocabulary // features), ops.cast(x, dtype), kernel / features**0.5
     if arm == "fuse_head=True":
-        return last_layer_objective, labels, features, kernel
+        return last_layer_objective, labels, x, kernel
     loss = losses[arm.removeprefix("Dense, ")]
-    return lambda y, x, w: loss(y, ops.matmul(x, w)), labels, features, kernel
+    return lambda y, x, w: loss(y, ops.matmul(x, ops.cast(w, x.dtype))), labels, x, kernel
 
 
 def last_layer_objective(y, features, kernel):
     """The last layer and the objective, as `RDropModel(fuse_head=True)` computes them: in chunks of rows."""
-    last_layer = LastLayer(keras.layers.Dense(kernel.shape[1], use_bias=False))
-    last_layer.weights = lambda: [kernel]
+    dtype = keras.backend.standardize_dtype(features.dtype)
+    last_layer = LastLayer(keras.layers.Dense(kernel.shape[1], use_bias=False, dtype=dtype))
+    last_layer.weights = lambda: [ops.cast(kernel, dtype)]
     weights = ops.ones((len(features) // 2, 2)) / len(features)
-    pairs = ops.reshape(features, (-1, 2, FEATURES))
+    pairs = ops.reshape(features, (-1, 2, features.shape[1]))
     terms = last_layer.weighted_terms(pairs, ops.reshape(y, (-1, 2)), 0.0, weights, weights, scale=0.5)
     return terms[0] + 0.5 * terms[1]

@@ -1,4 +1,4 @@
-"""Workarounds for what Keras keeps private, by its public API: dtypes, masks, reductions and functions of losses."""
+"""Workarounds for what Keras keeps private: dtypes, devices, masks, reductions and functions of losses."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -13,6 +13,20 @@ def at_least_float32(dtype: Any) -> str:
     """Returns the dtype in which losses and divergences of predictions of `dtype` are computed."""
     # On PyTorch, `keras.backend.result_type` turns float64 into float32.
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
+def is_on_cpu(tensor: Tensor) -> bool:
+    """Whether the backend computes operations on a tensor on a CPU."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return bool(tensor.device.type == "cpu")
+    if backend == "jax":
+        import jax
+
+        return bool(jax.default_backend() == "cpu")
+    import tensorflow as tf
+
+    return not tf.config.list_physical_devices("GPU")
 
 
 class _GetMask(keras.layers.Layer):

@@ -12,13 +12,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_rdrop._keras import Tensor, at_least_float32
+from keras_rdrop._keras import Tensor, at_least_float32, is_on_cpu
 from keras_rdrop._kernels.logits import as_indices, backward, forward
 
 # Bytes of float32 logits per chunk. Small chunks save memory, but PyTorch updates the whole kernel gradient per chunk.
-_CHUNK = 2**25 if keras.backend.backend() == "torch" else 2**23
+# A GPU reaches its speed only with matrix products of thousands of rows.
+_CHUNK_CPU = 2**25 if keras.backend.backend() == "torch" else 2**23
+_CHUNK_GPU = 2**31
 # This limits the padding at small vocabularies.
-_MAX_ROWS_PER_CHUNK = 256
+_MAX_ROWS_CPU, _MAX_ROWS_GPU = 256, 8192
 
 
 class LastLayer:
@@ -86,7 +88,7 @@ class LastLayer:
         weights = [ops.divide_no_nan(weight, weight_scale) for weight in (loss_weights, divergence_weights)]
         layer_weights = self.weights()
         passes, classes = features.shape[1], layer_weights[0].shape[1]
-        size = max(1, min(_MAX_ROWS_PER_CHUNK, _CHUNK // (4 * passes * classes)))
+        size = _rows_per_chunk(targets, classes, is_on_cpu(features))
         arrays = (as_indices(targets), *weights)
         targets, *weights = (_to_chunks(ops.expand_dims(array, -1), size) for array in arrays)
 
@@ -114,6 +116,15 @@ class LastLayer:
         return terms(_to_chunks(features, size), *layer_weights)
 
 
+def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor:
+    """Returns the number of rows, each with all its passes, of chunks of nearly equal size."""
+    chunk, max_rows = (_CHUNK_CPU, _MAX_ROWS_CPU) if on_cpu else (_CHUNK_GPU, _MAX_ROWS_GPU)
+    max_rows = max(1, min(max_rows, chunk // (4 * targets.shape[1] * classes)))
+    rows = ops.size(targets) // targets.shape[1]
+    chunks = -(-rows // max_rows)
+    return -(-rows // chunks)
+
+
 def _to_chunks(array: Tensor, size: int) -> Tensor:
     """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`, padded with zeros."""
     rows, passes, *_, units = ops.shape(array)
@@ -133,19 +144,20 @@ def _add_chunk(
     sums, kernel_gradient, *bias_gradient = totals
     kernel, *bias = layer_weights
     targets, loss_weights, divergence_weights = chunk
-    rows, passes, units = features.shape
+    passes, units = features.shape[1:]
+    classes = kernel.shape[1]
     features = ops.reshape(features, (-1, units))
     logits = ops.matmul(features, kernel)
     if bias:
         logits += bias[0]
-    logits = ops.reshape(logits, (rows, passes, 1, -1))
+    logits = ops.reshape(logits, (-1, passes, 1, classes))
     cross_entropy, divergence, saved = forward(logits, targets, label_smoothing)
     sums += ops.stack([ops.sum(loss_weights * cross_entropy), ops.sum(divergence_weights * divergence)])
     gradient = backward(logits, targets, label_smoothing, saved, (loss_weights, scale * divergence_weights))
-    gradient = ops.reshape(gradient, (rows * passes, -1))
+    gradient = ops.reshape(gradient, (-1, classes))
     kernel_gradient = _add_product(kernel_gradient, ops.transpose(features), gradient)
     bias_gradient = [total + ops.cast(ops.sum(gradient, axis=0), total.dtype) for total in bias_gradient]
-    features_gradient = ops.reshape(ops.matmul(gradient, ops.transpose(kernel)), (rows, passes, units))
+    features_gradient = ops.reshape(ops.matmul(gradient, ops.transpose(kernel)), (-1, passes, units))
     return [features_gradient, sums, kernel_gradient, *bias_gradient]
 
 

@@ -10,11 +10,13 @@ hand-written gradient keeps the logits and three numbers per row. With `l_i` the
 For nearly equal passes, D is small but summed from larger terms, so its relative error is larger than that of
 `divergences.symmetric_kl`.
 
-Only the evaluation strategy differs between backends. XLA (JAX and TensorFlow) fuses expressions over the whole array.
-PyTorch runs one operation at a time, so it computes chunks that fit the cache, with in-place operations (`+=`).
+Only the evaluation strategy differs between backends. XLA (JAX and TensorFlow) fuses expressions over the whole array,
+as does `torch.compile` on a GPU. On a CPU, PyTorch runs one operation at a time, in chunks that fit the cache, with
+in-place operations (`+=`).
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +26,10 @@ from keras import ops
 from keras_rdrop._keras import Tensor, at_least_float32
 
 _BACKEND = keras.backend.backend()
-# Bytes of float32 logits per chunk on PyTorch: a few chunks fit the cache of a CPU. On a GPU this only limits memory.
+# `torch.compile` needs Triton on a GPU.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Bytes of float32 logits per chunk where PyTorch does not compile: a few chunks fit the cache of a CPU. On a GPU
+# without Triton this only limits memory.
 _CHUNK_CPU, _CHUNK_GPU = 3 * 2**20, 2**27
 
 
@@ -103,7 +108,7 @@ def backward(
 def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Returns cross-entropy, k, the log-normalizer and its rounding error, each `(rows, passes, positions, 1)`."""
     logits = ops.cast(logits, at_least_float32(logits.dtype))
-    largest = ops.max(logits, axis=-1, keepdims=True)
+    largest = ops.amax(logits, axis=-1, keepdims=True)
     shifted = logits - largest
     total, weighted = _sum_exp_and_weighted(shifted, _centered(shifted))
     log_total = ops.log(total)
@@ -129,7 +134,7 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
     correction = ops.exp(-rounding)
     p = ops.exp(log_p)
     p *= correction
-    if _BACKEND == "torch":
+    if not _is_compiled(logits):
         p_mean = ops.mean(p, axis=1, keepdims=True)
     else:
         others = zip(_other_passes(log_p), _other_passes(correction), strict=True)
@@ -147,10 +152,10 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
         result -= uniform_gradient / classes
     if not _is_sparse(targets):
         result -= target_gradient * targets
-    elif _BACKEND == "torch":
+    elif not _is_compiled(logits):
         result.scatter_add_(-1, targets, -target_gradient)
-    else:  # XLA fuses the comparison and never stores one-hot targets
-        result -= ops.where(ops.arange(classes, dtype="int32") == targets, target_gradient, 0.0)
+    else:  # compilers fuse the comparison and never store one-hot targets
+        result -= ops.where(ops.arange(classes, dtype=targets.dtype) == targets, target_gradient, 0.0)
     return (ops.cast(result, logits.dtype),)
 
 
@@ -177,7 +182,7 @@ def _sum_exp_and_weighted(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _centered(x: Tensor) -> Tensor:
     """Subtracts the mean over the passes from `x`. The result is exactly 0 where all passes are equal."""
-    if _BACKEND != "torch":
+    if _is_compiled(x):
         return sum(x - other for other in _other_passes(x)) / x.shape[1]
     x = x - x[:, :1]  # small differences of large values have an accurate mean
     x -= ops.mean(x, axis=1, keepdims=True)
@@ -198,7 +203,7 @@ def _other_passes(x: Tensor) -> list[Tensor]:
 def _evaluate(
     function: Callable[..., Any], label_smoothing: float, arrays: tuple[Tensor, ...], results: list[tuple[Any, str]]
 ) -> tuple[Tensor, ...]:
-    """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once, or in chunks on PyTorch.
+    """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once if compiled, otherwise in chunks.
 
     Args:
         function: A function that computes each row and position independently.
@@ -206,10 +211,10 @@ def _evaluate(
         arrays: Its other arguments, the logits first.
         results: Shape and dtype of each of its results.
     """
-    if _BACKEND == "tensorflow":
-        return _compiled(function, label_smoothing)(*arrays)
     if _BACKEND == "jax":
         return function(label_smoothing, *arrays)
+    if _is_compiled(arrays[0]):
+        return _compiled(function, label_smoothing)(*arrays)
     filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
     for chunk in _chunk_slices(arrays[0]):
         for whole, part in zip(filled, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
@@ -219,10 +224,20 @@ def _evaluate(
 
 @functools.cache
 def _compiled(function: Callable[..., Any], label_smoothing: float) -> Any:
-    """Compiles with XLA even if Keras does not compile the step, for example for a model with an embedding."""
+    """Compiles even if Keras does not compile the step, as by default on PyTorch."""
+    function = functools.partial(function, label_smoothing)
+    if _BACKEND == "torch":
+        import torch
+
+        return torch.compile(function)
     import tensorflow as tf
 
-    return tf.function(functools.partial(function, label_smoothing), jit_compile=True)
+    return tf.function(function, jit_compile=True)
+
+
+def _is_compiled(tensor: Tensor) -> bool:
+    """Whether a compiler fuses the operations on a tensor."""
+    return _BACKEND != "torch" or (_HAS_TRITON and tensor.device.type == "cuda")
 
 
 def _chunk_slices(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:

@@ -21,7 +21,7 @@ L = keras.losses
 
 @pytest.fixture(autouse=True)
 def chunks_of_three_rows(monkeypatch):
-    monkeypatch.setattr(last_layer, "_MAX_ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(last_layer, "_MAX_ROWS_CPU", 3)
 
 
 def dense(use_bias=True):

@@ -37,7 +37,7 @@ def count(model, x, y, weights):
 
 
 def main():
-    last_layer._MAX_ROWS_PER_CHUNK = 8  # fewer than in the batch, as with a large vocabulary: no chunk is padded
+    last_layer._MAX_ROWS_CPU = 8  # fewer than in the batch, as with a large vocabulary: no chunk is padded
     train_on_devices.start(sys.argv[1], jax.device_count(), process=0, processes=1, port=0)
     counted = {}
     for case in train_on_devices.CASES:

@@ -15,6 +15,7 @@ from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop.divergences import SymmetricKL
 
+
 class UnoptimizedSymmetricKL(SymmetricKL):
     """The same divergence without the library's own gradient: for a subclass, `RDropModel` uses Keras operations."""
 

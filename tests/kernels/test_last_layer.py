@@ -62,6 +62,13 @@ def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
     )
 
 
+@pytest.mark.parametrize(("on_cpu", "expected"), [(True, 3), (False, 10)])
+def test_chunks_have_nearly_equal_sizes_that_fit_the_device(on_cpu, expected):
+    """Ten rows are four chunks of at most three rows on a CPU, and one chunk on a GPU."""
+    targets = ops.zeros((5, 2, 2), dtype="int32")
+    assert int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu)) == expected
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 3), (2, 3, 2, 2)])
 def test_terms_and_gradients_match_automatic_differentiation(shape, use_bias, rng):

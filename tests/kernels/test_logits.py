@@ -1,5 +1,7 @@
 """Compares the kernel's gradient with automatic differentiation, and its values with the NumPy reference."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -54,6 +56,20 @@ def test_chunk_size_does_not_change_the_result(size, rng, monkeypatch):
     monkeypatch.setattr(kernel, "_CHUNK_CPU", size)
     check_terms(rng, 5, 2, 3, 7, True, 0.0)
     check_terms(rng, 5, 2, None, 7, False, 0.1)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the other backends always compile")
+def test_compiled_on_a_gpu_the_result_is_the_same(rng, monkeypatch):
+    """On a CPU, this checks that the whole functions can be compiled. The compiler backend runs them eagerly."""
+    import torch
+
+    monkeypatch.setattr(kernel, "_is_compiled", lambda tensor: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    kernel._compiled.cache_clear()
+    for passes in (2, 3):
+        check_terms(rng, 5, passes, 3, 7, True, 0.1)
+        check_terms(rng, 5, passes, None, 7, False, 0.0)
+    kernel._compiled.cache_clear()
 
 
 def test_values_equal_the_reference(rng):

@@ -87,8 +87,7 @@ class LastLayer:
         weight_scale = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
         weights = [ops.divide_no_nan(weight, weight_scale) for weight in (loss_weights, divergence_weights)]
         layer_weights = self.weights()
-        passes, classes = features.shape[1], layer_weights[0].shape[1]
-        size = _rows_per_chunk(targets, classes, is_on_cpu(features))
+        size = _rows_per_chunk(targets, layer_weights[0].shape[1], is_on_cpu(features))
         arrays = (as_indices(targets), *weights)
         targets, *weights = (_to_chunks(ops.expand_dims(array, -1), size) for array in arrays)
 

@@ -108,6 +108,37 @@ def copy_weights(sample_weight: Tensor | None) -> Tensor | None:
     return None if sample_weight is None else ops.copy(sample_weight)
 
 
+def target_weights(targets: Tensor, classes: int) -> Tensor:
+    """Returns 1 for every target in `[0, classes)`, and for any other target its cross-entropy by Keras.
+
+    That cross-entropy is NaN on TensorFlow with XLA and 0 on JAX. On PyTorch it is 0 for -100. In all other cases Keras
+    raises an error.
+
+    Args:
+        targets: Integer tensor.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: If Keras raises an error at once. In a graph of TensorFlow, the error comes in the step.
+    """
+    is_valid = ops.logical_and(ops.greater_equal(targets, 0), ops.less(targets, classes))
+    expected = f"Expected targets in [0, {classes}). To leave out padding, use the `ignore_class` of the loss."
+    # Two classes instead of all of them. A target that is out of range remains out of range.
+    targets, logits = ops.where(is_valid, 0, targets), ops.zeros((*ops.shape(targets), 2))
+    if keras.backend.backend() == "tensorflow":  # the error of a graph names the two classes; XLA leaves this out
+        import tensorflow as tf
+
+        received = ["Received: targets from", tf.reduce_min(targets), "to", tf.reduce_max(targets)]
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_valid), [expected, *received])]):
+            targets = tf.identity(targets)
+    try:
+        loss = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+    except IndexError as error:
+        values = f"targets from {int(ops.min(targets))} to {int(ops.max(targets))}"
+        raise ValueError(f"{expected} Received: {values}") from error
+    return ops.where(is_valid, 1.0, loss)
+
+
 def get_loss(identifier: Any) -> keras.losses.Loss:
     """Returns the `keras.losses.Loss` that `compile(loss=identifier)` uses."""
     loss = keras.losses.get(identifier)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_rdrop._keras import Tensor, set_mask
+from keras_rdrop._keras import Tensor, set_mask, target_weights
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -55,6 +55,7 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         uniform = ops.full_like(y_pred, 1 / y_pred.shape[-1])
         uniform_loss = keras.losses.categorical_crossentropy(uniform, y_pred, self.from_logits)
         loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * uniform_loss
+        loss *= ops.reshape(target_weights(y_true, y_pred.shape[-1]), ops.shape(loss))
         if self.ignore_class is None:
             return loss
         valid = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(loss))

@@ -1,5 +1,6 @@
 """`RDropModel`: trains any Keras model with R-Drop."""
 
+import itertools
 import math
 import numbers
 import warnings
@@ -9,13 +10,26 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._keras import Tensor
+from keras_rdrop._keras import Tensor, at_least_float32
 from keras_rdrop._objective import pairing
 from keras_rdrop._passes import randomness
-from keras_rdrop._passes.graph import TrainingGraph, find_training_graph
+from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
 from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
+
+_TRAINING_METHODS = (
+    "fit",
+    "train_on_batch",
+    "train_step",
+    "evaluate",
+    "test_on_batch",
+    "test_step",
+    "compute_loss",
+    "compute_metrics",
+    "get_metrics_result",
+)
+_FIXED = ("base", "passes", "fraction", "divergence", "unlabelled", "share_prefix", "fuse_head")
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -43,7 +57,8 @@ class RDropModel(PreprocessingModel):
             random augmentation.
         alpha: Weight of the divergence: a float `>= 0`, or a `keras.optimizers.schedules.LearningRateSchedule`, which
             is called with the iterations of the optimizer. The paper uses 0.1 to 5. 0 is plain training on the batch
-            with every row repeated.
+            with every row repeated. It can be set at any time, for example by a callback: `model.alpha = 2.0` takes
+            effect at the next step. All other arguments are fixed.
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
         fraction: Float in `(0, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
             rows go through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has
@@ -91,6 +106,8 @@ class RDropModel(PreprocessingModel):
     """
 
     _training_graph: TrainingGraph  # set before the first step
+    _alpha: float | LearningRateSchedule
+    _pairs_rows: bool | None
 
     def __init__(
         self,
@@ -106,8 +123,6 @@ class RDropModel(PreprocessingModel):
         name: str | None = None,
     ) -> None:
         _check_base(base)
-        is_valid = isinstance(alpha, LearningRateSchedule) or (_is_finite(alpha) and alpha >= 0)
-        _check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
         _check("passes", passes, isinstance(passes, numbers.Integral) and passes >= 2, "an integer >= 2")
         _check("fraction", fraction, _is_finite(fraction) and 0 < fraction <= 1, "a float in (0, 1]")
         _check("unlabelled", unlabelled, unlabelled is None or _is_finite(unlabelled), "a finite number or None")
@@ -116,16 +131,51 @@ class RDropModel(PreprocessingModel):
         pairing.check_divergence(divergence)
         # The base casts the inputs itself, to the same dtype policy.
         super().__init__(name=name, dtype=base.dtype_policy, autocast=False)
-        self.base, self.alpha, self.divergence, self.unlabelled = base, alpha, divergence, unlabelled
+        self.base, self.divergence, self.unlabelled = base, divergence, unlabelled
         self.passes, self.fraction = int(passes), float(fraction)
         self.share_prefix, self.fuse_head = share_prefix, fuse_head
-        self.divergence_tracker = keras.metrics.Mean(name="divergence")
+        self.divergence_tracker = _DivergenceTracker()
+        self.alpha = alpha
         self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
         self.built = base.built  # a loaded model can then restore its optimizer
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and hasattr(self, name):
+            raise AttributeError(
+                f"`{name}` cannot be changed after construction. Wrap the same base again, which keeps its weights: "
+                f"`RDropModel(model.base, {name}=...)`. Received: {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def alpha(self) -> float | LearningRateSchedule:
+        """Weight of the divergence."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float | LearningRateSchedule) -> None:
+        is_valid = isinstance(alpha, LearningRateSchedule) or (_is_finite(alpha) and alpha >= 0)
+        _check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
+        is_schedule = isinstance(alpha, LearningRateSchedule)
+        is_traced = getattr(self, "train_function", None) is not None
+        if is_traced and (is_schedule or isinstance(self._alpha, LearningRateSchedule)):
+            raise ValueError(
+                "Expected `alpha` to be a float, because a schedule is compiled into the training step. Call `compile` "
+                f"before you set it. Received: alpha={alpha!r} after alpha={self._alpha!r}"
+            )
+        self._alpha = alpha if is_schedule else float(alpha)
+        if not is_schedule:
+            self.divergence_tracker.set_alpha(self, self._alpha)
+
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        if self._current.step is None or not training:
+        if not training:
             return self.base(inputs, training=training, **kwargs)
+        if self._current.step is None:
+            raise RuntimeError(
+                "Expected `RDropModel` to be called with training=True by its own `fit` or `train_on_batch` only: any "
+                "other training would be plain training. To use it in another model, wrap that model instead. For one "
+                "random pass, call `model.base(x, training=True)`."
+            )
         return self._training_graph(inputs, training=training, **kwargs)
 
     def compile(
@@ -134,16 +184,36 @@ class RDropModel(PreprocessingModel):
         """Configures the model for training: the arguments are those of `keras.Model.compile`.
 
         Raises:
-            ValueError: If `loss` is missing, or if no divergence matches it.
+            ValueError: If `loss` is missing, if no divergence matches it, or if `loss_weights` or `divergence` name
+                outputs that `base` does not have.
         """
         if loss is None:
             raise ValueError("Expected `loss` in `compile()`, because it selects the divergence. Received: loss=None")
-        output_losses = pairing.output_losses(loss, self.divergence, loss_weights, self._current, self.unlabelled)
+        output_names = getattr(self, "output_names", None)
+        loss_weights = pairing.sort_by_output("loss_weights", loss_weights, loss, output_names)
+        divergence = pairing.sort_by_output("divergence", self.divergence, loss, output_names)
+        output_losses = pairing.output_losses(loss, divergence, loss_weights, self._current, self.unlabelled)
         if self.fuse_head and not any(map(pairing.supports_last_layer, tree.flatten(output_losses))):
             required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL"
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
-        self.loss = loss
+        self.loss, self._pairs_rows = loss, None
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Loads weights that this model saved, or that a model like `base` saved: see `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: If the file holds the weights of neither.
+        """
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except ValueError as error:
+            try:
+                self.base.load_weights(filepath, *args, **kwargs)
+            except ValueError as base_error:
+                expected = f"Expected a file with the weights of '{self.name}', an `RDropModel`, or of its base"
+                message = f"{expected}='{self.base.name}'. Received: filepath={filepath}. {base_error}"
+                raise ValueError(message) from error
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         return self.base.export(*args, **kwargs)
@@ -155,6 +225,7 @@ class RDropModel(PreprocessingModel):
             if self.fuse_head and self._training_graph.last_layer is None:
                 found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
                 raise ValueError(f"Expected a `base` whose last layer can be computed with the loss. Received: {found}")
+            self._check_rows()
             self._check_randomness()
             randomness.offset_replica_seeds(self)
         return super().make_train_function(force)
@@ -171,9 +242,12 @@ class RDropModel(PreprocessingModel):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
+        if self._pairs_rows is None:  # Keras builds the loss, which on TensorFlow it does in the first step
+            self._pairs_rows = pairs_rows(self.base, x, y_pred)
         step = self._current.step
         if step is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
+        self._check_rows()
         step.divergences.clear()
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         divergence = sum(step.divergences)
@@ -245,20 +319,31 @@ class RDropModel(PreprocessingModel):
         step = self._current.step
         return step is not None and step.last_layer is not None
 
-    def _alpha_at_iteration(self, state: Any = None) -> float | Tensor:
-        if not isinstance(self.alpha, LearningRateSchedule):
-            return float(self.alpha)
+    def _alpha_at_iteration(self, state: Any = None) -> Tensor:
+        def alpha() -> Tensor:
+            if isinstance(self.alpha, LearningRateSchedule):
+                return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
+            return ops.convert_to_tensor(self.divergence_tracker.alpha)
+
         if state is None:
-            return self.alpha(self.optimizer.iterations)
-        # On JAX, `state[2]` holds the traced optimizer variables. Read directly, they would be constants of the trace.
-        mapping = list(zip(self.optimizer.variables, state[2], strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
-            return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
+            return alpha()
+        # On JAX, the state holds the traced variables. Read directly, they would be constants of the trace.
+        variables = [*self.optimizer.variables, *self.metrics_variables]
+        with keras.StatelessScope(state_mapping=list(zip(variables, [*state[2], *state[3]], strict=True))):
+            return alpha()
 
     def _undo_replica_scaling(self, divergence: Tensor) -> Tensor:
         # `tf.distribute` sums losses over the replicas, so Keras divides each loss by the number of replicas.
         strategy = getattr(self, "distribute_strategy", None)
         return divergence if strategy is None else divergence * strategy.num_replicas_in_sync
+
+    def _check_rows(self) -> None:
+        if self._pairs_rows:
+            raise ValueError(
+                "Expected every row of the outputs of `base` to depend on one row of the batch only. These outputs "
+                "pair the rows with each other, so the copies of a row would be paired as well. Wrap the layers before "
+                f"the pairing in `keras_rdrop.layers.RDrop`, and train the base itself. Received: base={self.base!r}"
+            )
 
     def _check_randomness(self) -> None:
         stochastic = randomness.stochastic_layers(self.base)
@@ -271,20 +356,59 @@ class RDropModel(PreprocessingModel):
             warnings.warn(f"No layer of base='{self.base.name}' {message}", stacklevel=2)
 
 
+class _DivergenceTracker(keras.metrics.Mean):
+    """The mean divergence, and a variable for alpha.
+
+    Keras passes the variables of metrics to every step, and does not count them among the weights of the model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="divergence")
+        dtype, aggregation = at_least_float32(keras.config.floatx()), "only_first_replica"
+        self.alpha = self.add_variable((), "zeros", dtype, aggregation, name="alpha")
+
+    def set_alpha(self, model: keras.Model, alpha: float) -> None:
+        if hasattr(model, "jax_state_sync"):  # during an epoch on JAX, the variables of a model are out of date
+            model.jax_state_sync()
+        self.alpha.assign(alpha)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves nothing: alpha is in the configuration of the model, and an epoch starts with an empty mean."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Is the inverse of `save_own_variables`."""
+
+
 def _check_base(base: Any) -> None:
     _check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
-    for name in ("train_step", "compute_loss"):
-        if getattr(type(base), name) is not getattr(keras.Model, name):
+    for name in _TRAINING_METHODS:
+        if _has_own(base, name):
             raise ValueError(
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
                 f"Override it in a subclass of `RDropModel` instead. Received: base={base!r}"
             )
+    # Keras tracks the metrics of a model in a list. `compile` sets the two attributes that are left out.
+    attributes = [value for name, value in vars(base).items() if name not in ("_loss_tracker", "_compile_metrics")]
+    values = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in attributes)
+    metrics = [value for value in values if isinstance(value, keras.metrics.Metric)]
+    if metrics:
+        raise ValueError(
+            "Expected `base` to have no metrics of its own, because they would not be reported. Pass them to "
+            f"`compile(metrics=...)`. Received: base={base!r} with the metric '{metrics[0].name}'"
+        )
     for layer in randomness.all_layers(base):
         if getattr(layer, "stateful", False):
             reason = "because the copies of a row in one batch would mix their states"
             raise ValueError(
                 f"Expected `base` to have no stateful layer, {reason}. Received: base={base!r} with {layer!r}"
             )
+
+
+def _has_own(base: keras.Model, name: str) -> bool:
+    """Whether a model has its own version of a method: not that of Keras, nor one that only preprocesses raw data."""
+    owner = next(cls for cls in type(base).__mro__ if name in vars(cls))
+    is_known = owner.__module__.split(".")[0] == "keras" or "preprocess_samples" in vars(owner)
+    return name in vars(base) or not is_known
 
 
 def _check(argument: str, value: Any, is_valid: bool, expected: str) -> None:

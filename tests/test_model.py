@@ -28,6 +28,23 @@ def sparse_ce(**kwargs):
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
 
 
+def two_outputs():
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dropout(0.3, seed=1)(inputs)
+    return keras.Model(inputs, [keras.layers.Dense(2, name=name)(hidden) for name in ("a", "b")])
+
+
+class Wrapper(keras.Model):
+    """A subclassed model around another model."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs, training=None):
+        return self.inner(inputs, training=training)
+
+
 def data(rng, rows=12, features=8):
     return rng.normal(size=(rows, features)).astype("float32"), rng.integers(0, CLASSES, rows)
 
@@ -136,17 +153,19 @@ def test_inference_equals_the_base_bit_for_bit(rng):
     assert model.test_on_batch(x, y) == base.test_on_batch(x, y)
 
 
-def test_calling_in_training_mode_runs_one_pass(rng):
-    x, _ = data(rng)
-    base, twin = dropout_classifier(), dropout_classifier()
-    twin.set_weights(base.get_weights())
-    model = RDropModel(base)
-    model.compile("sgd", sparse_ce())
-    model.make_train_function()  # builds a graph that returns every row twice
-    outputs = model(x, training=True)
-    assert outputs.shape == (12, CLASSES)
-    to_numpy = keras.ops.convert_to_numpy
-    np.testing.assert_array_equal(to_numpy(outputs), to_numpy(twin(x, training=True)))
+def test_calling_in_training_mode_outside_of_training_raises_an_error(rng):
+    """Another model or a custom loop would train without R-Drop. Weights do not change."""
+    x, y = data(rng)
+    model = RDropModel(dropout_classifier())
+    outer = keras.Sequential([keras.Input((8,)), model])
+    outer.compile("sgd", sparse_ce())
+    assert outer.predict(x, verbose=0).shape == (12, CLASSES)
+    before = model.get_weights()
+    for train in (lambda: outer.train_on_batch(x, y), lambda: model(x, training=True)):
+        with pytest.raises(RuntimeError, match="To use it in another model, wrap that model instead"):
+            train()
+    for array, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_config_contains_the_default_arguments():
@@ -199,6 +218,50 @@ def test_alpha_schedule_follows_the_optimizer_iterations(rng):
     np.testing.assert_allclose(alphas, [0, 0, 2, 6, 6], atol=1e-4)
     if keras.backend.backend() != "torch":  # on PyTorch, every step calls `compute_loss`
         assert len(traces) == after_first
+
+
+def test_alpha_that_is_set_takes_effect_at_the_next_step(rng):
+    x, y = data(rng, rows=16)
+    model = RDropModel(dropout_classifier())
+    model.compile(keras.optimizers.SGD(0.0), sparse_ce(), metrics=[sparse_ce_metric()])
+    traces = []
+    compute_loss = model.compute_loss
+    model.compute_loss = lambda *args, **kwargs: traces.append(1) or compute_loss(*args, **kwargs)
+    model.alpha = 5.0
+    logs = model.train_on_batch(x[:4], y[:4], return_dict=True)
+    np.testing.assert_allclose(2 * (logs["loss"] - logs["ce"]) / logs["divergence"], 5.0, rtol=1e-4)
+    after_first, alphas = len(traces), []
+    for alpha in (0, 1.5, 3):
+        model.alpha = alpha
+        model.reset_metrics()
+        logs = model.train_on_batch(x[:4], y[:4], return_dict=True)
+        alphas.append(2 * (logs["loss"] - logs["ce"]) / logs["divergence"])
+    np.testing.assert_allclose(alphas, [0, 1.5, 3], atol=1e-4)
+    if keras.backend.backend() != "torch":  # on PyTorch, every step calls `compute_loss`
+        assert len(traces) == after_first
+
+
+def test_alpha_set_during_an_epoch_equals_alpha_set_between_single_steps(rng):
+    x, y = data(rng, rows=16)
+    models = [RDropModel(dropout_classifier()) for _ in range(2)]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.5), sparse_ce())
+
+    class SetAlpha(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            models[0].alpha = batch  # not `self.model`, which would synchronize the variables on JAX
+
+    keras.utils.set_random_seed(0)
+    models[0].fit(x, y, batch_size=4, shuffle=False, callbacks=[SetAlpha()], verbose=0)
+    keras.utils.set_random_seed(0)
+    for batch in range(4):
+        models[1].alpha = batch
+        models[1].train_on_batch(x[4 * batch : 4 * batch + 4], y[4 * batch : 4 * batch + 4])
+    for array, expected in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-6)
+    assert models[0].alpha == 3.0
+    assert models[0].get_config()["alpha"] == 3.0
 
 
 def test_divergence_compares_passes_of_the_same_row(rng):
@@ -315,6 +378,34 @@ class TestErrors:
         with pytest.raises(ValueError, match="Expected `alpha`.*Received: alpha="):
             RDropModel(dropout_classifier(), alpha=alpha)
 
+    @pytest.mark.parametrize("alpha", [-1.0, float("nan"), "1", None, True])
+    def test_invalid_alpha_set_later(self, alpha):
+        model = RDropModel(dropout_classifier(), alpha=2.0)
+        with pytest.raises(ValueError, match="Expected `alpha`.*Received: alpha="):
+            model.alpha = alpha
+        assert model.alpha == 2.0
+
+    def test_a_schedule_set_after_the_first_step(self, rng):
+        schedule = keras.optimizers.schedules.ExponentialDecay(1.0, 1, 0.5)
+        model = RDropModel(dropout_classifier())
+        model.compile("sgd", sparse_ce())
+        model.train_on_batch(*data(rng))
+        with pytest.raises(ValueError, match="Call `compile` before you set it"):
+            model.alpha = schedule
+        model.compile("sgd", sparse_ce())
+        model.alpha = schedule
+        assert model.alpha is schedule
+
+    @pytest.mark.parametrize(
+        "name", ["base", "passes", "fraction", "divergence", "unlabelled", "share_prefix", "fuse_head"]
+    )
+    def test_arguments_that_are_set_later(self, name):
+        model = RDropModel(dropout_classifier())
+        value = getattr(model, name)
+        with pytest.raises(AttributeError, match=f"`{name}` cannot be changed after construction"):
+            setattr(model, name, 3)
+        assert getattr(model, name) is value
+
     @pytest.mark.parametrize("passes", [1, 0, -2, 2.0, "2", None, True])
     def test_invalid_passes(self, passes):
         with pytest.raises(ValueError, match="Expected `passes`.*Received: passes="):
@@ -335,11 +426,52 @@ class TestErrors:
         with pytest.raises(ValueError, match="Expected `base` to be a `keras.Model`.*Received: base="):
             RDropModel(base)
 
-    @pytest.mark.parametrize("method", ["train_step", "compute_loss"])
-    def test_a_base_that_overrides_a_training_method(self, method):
-        custom_class = type("CustomModel", (keras.Model,), {method: lambda self, *args, **kwargs: None})
+    @pytest.mark.parametrize("on_instance", [False, True])
+    @pytest.mark.parametrize(
+        "method", ["fit", "train_step", "test_step", "compute_loss", "compute_metrics", "evaluate"]
+    )
+    def test_a_base_with_its_own_training_method(self, method, on_instance):
+        def own(*args, **kwargs):
+            return None
+
+        base = type("CustomModel", (keras.Model,), {} if on_instance else {method: own})()
+        if on_instance:
+            setattr(base, method, own)
         with pytest.raises(ValueError, match=f"its own `{method}` would not be called"):
-            RDropModel(custom_class())
+            RDropModel(base)
+
+    def test_a_base_with_its_own_metric(self, rng):
+        base = dropout_classifier()
+        base.compile("sgd", sparse_ce(), metrics=[sparse_ce_metric()])
+        base.fit(*data(rng), verbose=0)
+        RDropModel(base)  # the metrics of `compile` are not those of the base itself
+        base.own = keras.metrics.Mean(name="own")
+        with pytest.raises(ValueError, match="no metrics of its own.*with the metric 'own'"):
+            RDropModel(base)
+
+    @pytest.mark.parametrize("is_subclass", [False, True])
+    def test_outputs_that_pair_the_rows_of_the_batch(self, is_subclass, rng):
+        first, second = keras.Input((4,)), keras.Input((4,))
+        hidden = [keras.layers.Dropout(0.3)(keras.layers.Dense(8)(inputs)) for inputs in (first, second)]
+        base = keras.Model([first, second], keras.ops.matmul(hidden[0], keras.ops.transpose(hidden[1])))
+        if is_subclass:
+            base = Wrapper(base)
+        model = RDropModel(base)
+        model.compile("sgd", sparse_ce())
+        x = [rng.normal(size=(6, 4)).astype("float32") for _ in range(2)]
+        base(x)
+        before = base.get_weights()
+        with pytest.raises(ValueError, match="pair the rows with each other.*keras_rdrop.layers.RDrop"):
+            model.fit(x, np.arange(6), verbose=0)
+        for array, expected in zip(base.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+    def test_an_axis_of_the_size_of_the_widened_batch_is_no_error(self, rng):
+        inputs = keras.Input((None, 4))
+        base = keras.Model(inputs, keras.layers.Dense(CLASSES)(keras.layers.Dropout(0.3)(inputs)))
+        model = RDropModel(Wrapper(base))
+        model.compile("sgd", sparse_ce())
+        model.train_on_batch(rng.normal(size=(3, 6, 4)), rng.integers(0, CLASSES, (3, 6)))
 
     @pytest.mark.parametrize("divergence", ["kl_divergence", 1.0, {"a": "nothing"}, divergences.symmetric_kl])
     def test_invalid_divergence(self, divergence):
@@ -360,6 +492,18 @@ class TestErrors:
     def test_compile_without_a_loss(self):
         with pytest.raises(ValueError, match="Expected `loss` in `compile"):
             RDropModel(dropout_classifier()).compile("sgd")
+
+    @pytest.mark.parametrize("loss", [{"a": "mse", "b": "mse"}, ["mse", "mse"]])
+    @pytest.mark.parametrize("argument", ["divergence", "loss_weights"])
+    def test_names_that_are_not_outputs(self, argument, loss):
+        arguments = {"divergence": "auto", "loss_weights": None, argument: {"a": 1.0, "c": 2.0}}
+        if argument == "divergence":
+            arguments["divergence"] = {"a": "auto", "c": None}
+        model = RDropModel(two_outputs(), divergence=arguments["divergence"])
+        with pytest.raises(
+            ValueError, match=rf"Expected `{argument}` to have the names of the outputs as keys: .'a', 'b'"
+        ):
+            model.compile("sgd", loss, loss_weights=arguments["loss_weights"])
 
     @pytest.mark.parametrize("argument", ["divergence", "loss_weights"])
     def test_structures_that_do_not_match_the_losses(self, argument):

@@ -34,8 +34,9 @@ class OutputLoss(Loss):
         self.current, self.unlabelled = current, unlabelled
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        self._check_classes(y_pred)  # before training: Keras also calls this while it builds the model
         step = self.current.step
+        if step is None or step.last_layer is None:
+            self._check_classes(y_pred)  # before training: Keras also calls this while it builds the model
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
         labels, loss_sample_weight = _zero_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)

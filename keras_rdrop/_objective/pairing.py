@@ -17,6 +17,7 @@ _KL = (SymmetricKL, BernoulliSymmetricKL)
 _DIVERGENCE_OF_LOSS = {
     keras.losses.categorical_crossentropy: SymmetricKL,
     keras.losses.categorical_focal_crossentropy: SymmetricKL,
+    keras.losses.kl_divergence: SymmetricKL,
     keras.losses.sparse_categorical_crossentropy: SymmetricKL,
     keras.losses.binary_crossentropy: BernoulliSymmetricKL,
     keras.losses.binary_focal_crossentropy: BernoulliSymmetricKL,
@@ -59,6 +60,28 @@ def output_losses(
         return (CTCOutputLoss if _is_ctc(loss) else OutputLoss)(loss, divergence, loss_weight, current, unlabelled)
 
     return tree.map_structure(output_loss, loss, divergence, loss_weights)
+
+
+def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
+    """Returns a dict of output names in the order of the losses, and any other value unchanged.
+
+    Args:
+        name: Name of the argument.
+        value: The argument: one value, or a structure with one value per output.
+        loss: As in `keras.Model.compile`.
+        output_names: Names of the outputs, or `None` if they are unknown.
+
+    Raises:
+        ValueError: If a key is not the name of an output, or if one is missing.
+    """
+    names = list(loss) if isinstance(loss, dict) else output_names
+    if not isinstance(value, dict) or names is None:
+        return value
+    if set(value) != set(names):
+        raise ValueError(
+            f"Expected `{name}` to have the names of the outputs as keys: {names}. Received: {name}={value}"
+        )
+    return {key: value[key] for key in names} if isinstance(loss, dict) else [value[key] for key in names]
 
 
 def check_divergence(divergence: Any) -> None:
@@ -116,7 +139,7 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         _check_from_logits(identifier, loss)
         return identifier
     common = {"reduction": loss.reduction, "dtype": at_least_float32(keras.config.floatx())}
-    if identifier == "auto" and isinstance(loss, _CrossEntropy):
+    if identifier in ("auto", "symmetric_kl") and isinstance(loss, _CrossEntropy):
         return _CrossEntropyDivergence("crossentropy_divergence", **common)
     if identifier in ("auto", "symmetric_kl") and _is_ctc(loss):
         return _FramewiseSymmetricKL("framewise_symmetric_kl", **common)
@@ -140,9 +163,8 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
 def _takes_logits(loss: Loss) -> bool | None:
     """Whether a loss takes logits as predictions, or `None` if it takes neither logits nor probabilities."""
     function = get_loss_function(loss)
-    # A cross-entropy that is given as a function or by its name has no `from_logits` and takes probabilities.
-    takes_probabilities = function is keras.losses.kl_divergence or _DIVERGENCE_OF_LOSS.get(function) in _KL
-    return loss.get_config().get("from_logits", False if takes_probabilities else None)
+    # A loss that is given as a function or by its name has no `from_logits` and takes probabilities.
+    return loss.get_config().get("from_logits", False if _DIVERGENCE_OF_LOSS.get(function) in _KL else None)
 
 
 def _check_from_logits(divergence: Loss, loss: Loss) -> None:

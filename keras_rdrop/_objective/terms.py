@@ -8,14 +8,16 @@ which takes less time and memory.
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from keras import ops
 from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
 
 from keras_rdrop import losses
-from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask
-from keras_rdrop._kernels.logits import cross_entropy_and_symmetric_kl
+from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, target_weights
+from keras_rdrop._kernels.last_layer import LastLayer
+from keras_rdrop._kernels.logits import as_indices, cross_entropy_and_symmetric_kl
+from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import Step
 from keras_rdrop.divergences import SymmetricKL
 
@@ -111,29 +113,45 @@ class JointTerms:
         return y_true is not None and len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
-        layout, last_layer = step.layout, step.last_layer
-        if last_layer is None and not self.supports_shapes(batch.y_true, batch.y_pred):
+        if step.last_layer is not None:
+            return self._from_features(step, step.last_layer, batch)
+        if not self.supports_shapes(batch.y_true, batch.y_pred):
             return self.separate(step, batch)  # Keras broadcasts and squeezes other shapes
-        shape = ops.shape(batch.y_pred)[:-1]
+        return self._from_logits(step.layout, batch)
+
+    def _from_logits(self, layout: PassLayout, batch: OutputBatch) -> tuple[Tensor, Tensor]:
+        *shape, classes = ops.shape(batch.y_pred)
         mask = batch.mask(self.ignore_class, shape)
-        labels = ops.reshape(batch.labels, shape if self.is_sparse else ops.shape(batch.y_pred))
-        if self.ignore_class is not None:  # it may be out of range, for example -1
-            labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
-        labels, y_pred = layout.group(labels), layout.group(batch.y_pred)
-        if last_layer is None:
-            terms = cross_entropy_and_symmetric_kl(labels, y_pred, self.label_smoothing)
-            cross_entropy, divergence = (layout.ungroup(values) for values in ops.unstack(terms, 2))
-            loss = self.loss_reduction.reduce(cross_entropy, mask, batch.loss_sample_weight)
-            divergence = self.divergence_reduction.reduce(divergence, mask, batch.divergence_sample_weight)
-            loss = layout.mean_over_passes(loss, self.loss_reduction)
-            return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
+        labels, label_weight = self._labels(batch, shape, classes)
+        terms = cross_entropy_and_symmetric_kl(layout.group(labels), layout.group(batch.y_pred), self.label_smoothing)
+        cross_entropy, divergence = (layout.ungroup(values) for values in ops.unstack(terms, 2))
+        loss = self.loss_reduction.reduce(cross_entropy * label_weight, mask, batch.loss_sample_weight)
+        divergence = self.divergence_reduction.reduce(divergence, mask, batch.divergence_sample_weight)
+        loss = layout.mean_over_passes(loss, self.loss_reduction)
+        return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
+
+    def _from_features(self, step: Step, last_layer: LastLayer, batch: OutputBatch) -> tuple[Tensor, Tensor]:
+        layout, shape = step.layout, ops.shape(batch.y_pred)[:-1]
+        mask = batch.mask(self.ignore_class, shape)
+        labels, label_weight = self._labels(batch, shape, classes=last_layer.weights()[0].shape[-1])
         loss_weights = self.loss_reduction.element_weights(shape, mask, batch.loss_sample_weight)
-        loss_weights = layout.group(layout.mean_over_passes(loss_weights, self.loss_reduction))
+        loss_weights = layout.group(layout.mean_over_passes(loss_weights * label_weight, self.loss_reduction))
         divergence_weights = self.divergence_reduction.element_weights(shape, mask, batch.divergence_sample_weight)
         divergence_weights = layout.group(layout.mean_over_passes(divergence_weights, self.divergence_reduction))
         scale = step.alpha / 2 * layout.divergence_scale(batch.y_pred)
-        terms = last_layer.weighted_terms(y_pred, labels, self.label_smoothing, loss_weights, divergence_weights, scale)
+        arrays = layout.group(batch.y_pred), layout.group(labels)
+        terms = last_layer.weighted_terms(*arrays, self.label_smoothing, loss_weights, divergence_weights, scale)
         return terms[0], terms[1]
+
+    def _labels(self, batch: OutputBatch, shape: Any, classes: Any) -> tuple[Tensor, float | Tensor]:
+        """Returns the labels, all of them in `[0, classes)` if they are integers, and a factor of their loss."""
+        if not self.is_sparse:
+            return batch.labels, 1.0
+        labels = as_indices(ops.reshape(batch.labels, shape))
+        if self.ignore_class is not None:  # it may be out of range, for example -1
+            labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
+        weight = target_weights(labels, classes)
+        return ops.where(ops.equal(weight, 1.0), labels, 0), weight
 
 
 def choose_terms(loss: Loss, divergence: Loss | None) -> Terms:

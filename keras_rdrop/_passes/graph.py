@@ -71,6 +71,34 @@ def find_training_graph(
         return TrainingGraph(layout, base, str(error) if is_known else f"its layers cannot be called again ({error})")
 
 
+def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
+    """Whether the outputs pair the rows of the batch with each other, as an in-batch softmax does.
+
+    Args:
+        base: The base.
+        inputs: A batch.
+        outputs: The outputs of one pass over the batch.
+    """
+
+    def shapes(rows: int) -> list[Any]:
+        def repeat_first(tensor: Tensor) -> Tensor:
+            first = ops.reshape(tensor[:1], (1, *tensor.shape[1:]))  # a static batch size on TensorFlow
+            return ops.concatenate([first] * rows, axis=0)
+
+        # In a scope, the call changes no seeds and adds no losses.
+        with keras.StatelessScope(state_mapping=[(variable, variable.value) for variable in base.variables]):
+            outputs = base(tree.map_structure(repeat_first, inputs), training=False)
+        return [output.shape[1:] for output in tree.flatten(outputs)]
+
+    flat = [output for output in tree.flatten(outputs) if output is not None]
+    if not any(size in (None, output.shape[0]) for output in flat for size in output.shape[1:]):
+        return False
+    try:
+        return shapes(1) != shapes(2)
+    except Exception:  # a base from anywhere may not accept batches of these sizes
+        return False
+
+
 class _NoTrainingGraph(Exception):
     """The message gives the reason."""
 

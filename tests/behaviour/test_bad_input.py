@@ -81,6 +81,22 @@ error("loss", "missing", None, None, ours="Expected `loss` in `compile")
 error("loss", "one without a default divergence", None, "hinge", ours="No divergence follows from the loss")
 error("loss_weights", "a different structure", None, **TWO, ours="Expected `loss_weights`", loss_weights=[1.0])
 error("divergence", "a different structure", None, **TWO, ours="Expected `divergence` to have", divergence=["auto"])
+error(
+    "loss_weights",
+    "names that are not outputs",
+    None,
+    **TWO,
+    ours="Expected `loss_weights` to have the names",
+    loss_weights={"a": 1.0, "c": 1.0},
+)
+error(
+    "divergence",
+    "names that are not outputs",
+    None,
+    **TWO,
+    ours="Expected `divergence` to have the names",
+    divergence={"a": "auto", "c": "auto"},
+)
 error("divergence", "an unknown name", None, ours="Expected `divergence` to be", divergence="kl")
 error(
     "divergence",
@@ -110,6 +126,8 @@ error(
 error("alpha", "-1", None, ours="Expected `alpha` to be", alpha=-1.0)
 error("alpha", "NaN", None, ours="Expected `alpha` to be", alpha=float("nan"))
 error("alpha", "a string", None, ours="Expected `alpha` to be", alpha="1")
+error("alpha", "-1 after construction", lambda m, x, y: setattr(m, "alpha", -1.0), ours="Expected `alpha` to be")
+error("passes", "set after construction", lambda m, x, y: setattr(m, "passes", 3), ours="`passes` cannot be changed")
 error("passes", "1", None, ours="Expected `passes` to be", passes=1)
 error("passes", "2.5", None, ours="Expected `passes` to be", passes=2.5)
 error("fraction", "0", None, ours="Expected `fraction` to be", fraction=0.0)
@@ -123,6 +141,34 @@ error(
     base=lambda: keras.Sequential([keras.Input(batch_shape=(8, 5, 3)), keras.layers.LSTM(4, stateful=True)]),
     ours="Expected `base` to have no stateful layer",
 )
+for _method in ("fit", "train_step", "test_step", "compute_loss", "compute_metrics"):
+    error(
+        "base",
+        f"with its own {_method}",
+        None,
+        base=lambda method=_method: type("Custom", (keras.Model,), {method: lambda self, *args: None})(),
+        ours=f"its own `{_method}` would not be called",
+    )
+error("base", "with its own metric", None, base=lambda: with_own_metric(), ours="Expected `base` to have no metrics")
+error(
+    "base",
+    "in-batch softmax",
+    lambda m, x, y: fit(m, x, np.arange(8)),
+    base=lambda: in_batch_softmax(),
+    ours="Expected every row of the outputs of `base`",
+)
+
+
+def with_own_metric():
+    base = one_output()
+    base.own = keras.metrics.Mean(name="own")
+    return base
+
+
+def in_batch_softmax():
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(4)(inputs))
+    return keras.Model(inputs, keras.ops.matmul(hidden, keras.ops.transpose(hidden)))
 
 
 def weights_of(model):

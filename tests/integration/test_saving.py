@@ -93,6 +93,24 @@ def test_weights_file(build_base, batch, tmp_path):
     np.testing.assert_array_equal(other.predict(batch[0], verbose=0), model.predict(batch[0], verbose=0))
 
 
+@pytest.mark.parametrize("build_base", BASES)
+def test_loads_the_weights_file_of_its_base(build_base, batch, tmp_path):
+    trained, model = build_base(), compiled(build_base())
+    for m in (trained, model):
+        m.predict(batch[0], verbose=0)
+    trained.save_weights(tmp_path / "base.weights.h5")
+    model.load_weights(tmp_path / "base.weights.h5")
+    np.testing.assert_array_equal(model.predict(batch[0], verbose=0), trained.predict(batch[0], verbose=0))
+
+
+def test_a_weights_file_of_another_model(batch, tmp_path):
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    other.save_weights(tmp_path / "other.weights.h5")
+    model = compiled(functional())
+    with pytest.raises(ValueError, match="Expected a file with the weights of .* or of its base.*Received: filepath="):
+        model.load_weights(tmp_path / "other.weights.h5")
+
+
 def test_model_has_the_weights_of_its_base(batch):
     base = functional()
     model = compiled(base)

@@ -25,6 +25,8 @@ L = keras.losses
         (L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), SymmetricKL, True),
         (SparseCategoricalCrossentropy(from_logits=True, label_smoothing=0.1), SymmetricKL, True),
         (L.CategoricalFocalCrossentropy(), SymmetricKL, False),
+        ("kl_divergence", SymmetricKL, False),
+        (L.KLDivergence(), SymmetricKL, False),
         ("binary_crossentropy", BernoulliSymmetricKL, False),
         (L.BinaryCrossentropy(from_logits=True), BernoulliSymmetricKL, True),
         (L.BinaryFocalCrossentropy(from_logits=True), BernoulliSymmetricKL, True),
@@ -40,6 +42,12 @@ def test_auto_selects_the_divergence_by_the_loss(loss, expected, from_logits):
     divergence = output_losses(loss, "auto", None, CurrentStep()).divergence
     assert type(divergence) is expected
     assert divergence.get_config().get("from_logits") is from_logits
+
+
+@pytest.mark.parametrize("loss", ["crossentropy", "ce"])
+def test_symmetric_kl_goes_with_a_cross_entropy_that_is_chosen_by_the_shapes(loss):
+    by_name, auto = (output_losses(loss, name, None, CurrentStep()).divergence for name in ("symmetric_kl", "auto"))
+    assert type(by_name) is type(auto)
 
 
 def test_auto_uses_the_axis_and_reduction_of_the_loss():

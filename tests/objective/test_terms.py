@@ -210,3 +210,35 @@ def test_random_objectives_equal_the_reference(
     assert divergence >= 0
     total, expected_total = (a + alpha / 2 * b for a, b in ((task, divergence), (expected, expected_divergence)))
     np.testing.assert_allclose(total, expected_total, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fuse_head", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("label", [-100, -1, 5, 300])
+def test_labels_out_of_range_do_what_they_do_in_plain_keras(label, jit_compile, fuse_head, rng):
+    """Where plain Keras raises an error, so does `RDropModel`. Otherwise loss and weights are equal for alpha = 0."""
+    if keras.backend.backend() == "torch" and jit_compile:
+        pytest.skip("`torch.compile` takes long, and the labels are the same")
+    x, y = rng.normal(size=(4, 3)).astype("float32"), np.array([0, 1, 4, label])
+    kernel = rng.normal(size=(3, 5)).astype("float32")
+
+    def train(wrap, x, y):
+        base = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.3, seed=1), keras.layers.Dense(5)])
+        base.set_weights([kernel, np.zeros(5)])
+        keras.utils.set_random_seed(0)
+        model = wrap(base)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit_compile)
+        try:
+            return float(np.ravel(model.train_on_batch(x, y))[0]), base.get_weights()
+        except Exception as error:
+            return error
+
+    plain = train(lambda base: base, np.repeat(x, 2, axis=0), np.repeat(y, 2))
+    result = train(lambda base: RDropModel(base, alpha=0.0, fuse_head=fuse_head), x, y)
+    if isinstance(plain, Exception):
+        assert isinstance(result, Exception)
+        assert "Expected targets in [0, 5). To leave out padding, use the `ignore_class` of the loss." in str(result)
+        return
+    np.testing.assert_allclose(result[0], plain[0], rtol=1e-5)
+    for array, expected in zip(result[1], plain[1], strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-6)

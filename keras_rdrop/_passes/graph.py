@@ -193,14 +193,14 @@ class _GraphRebuilder:
         if not may_be_random and not has_all_passes:
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-            return layer(*args, **kwargs)
+            return tree.map_structure(_as_dense, layer(*args, **kwargs))
         if not has_all_passes and _is_functional(layer):
             layer = self.rebuild(layer)
         else:
             if not has_all_passes:
                 self.frontier[layer.name] = None
             args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
-        outputs = layer(*args, **kwargs)
+        outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
         self._widened.update({id(tensor): tensor for tensor in tree.flatten(outputs)})
         if LastLayer.is_call_of_one(layer, **kwargs):
             self._last_layers[id(outputs)] = LastLayer(layer), args[0]
@@ -218,6 +218,11 @@ class _GraphRebuilder:
             widened = self._widen(tensor)
             self._widened[id(tensor)] = self._widened[id(widened)] = widened
         return self._widened[id(tensor)]
+
+
+def _as_dense(tensor: Any) -> Any:
+    """Undoes that Keras takes the product of a tensor and a number for sparse, which no layer accepts on JAX."""
+    return ops.convert_to_tensor(tensor, sparse=False) if getattr(tensor, "sparse", False) else tensor
 
 
 class FlatLastLayer(keras.layers.Layer):

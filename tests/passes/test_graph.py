@@ -204,14 +204,44 @@ def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
     assert reason in graph.reason
 
 
-def test_a_product_with_a_number_in_the_graph_trains(rng):
-    """On JAX, Keras marks the product as sparse, so the layers cannot be called again."""
+SCALAR_OPERATIONS = [
+    lambda tensor: tensor * 0.5,
+    lambda tensor: 2.0 * tensor / 3,
+    lambda tensor: tensor + 1,
+    lambda tensor: 1.0 - tensor,
+    lambda tensor: -tensor,
+    lambda tensor: tensor**2,
+    lambda tensor: keras.ops.where(tensor > 0, tensor, 0.1 * tensor),
+    lambda tensor: keras.ops.maximum(tensor, 0.0),
+    lambda tensor: keras.ops.concatenate([tensor[:, :2], 0.5 * tensor[:, 2:]], axis=-1),
+]
+
+
+@pytest.mark.parametrize("operation", SCALAR_OPERATIONS)
+def test_operations_with_numbers_share_the_prefix_and_do_not_change_training(operation, rng):
+    """On JAX, Keras marks `tensor * 0.5` as sparse."""
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
-    base = keras.Model(inputs, dense(3)(layers.Dropout(0.3)(dense()(inputs) * 0.5)))
-    model = RDropModel(base)
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    logs = model.train_on_batch(rng.normal(size=(6, 4)), rng.integers(0, 3, 6), return_dict=True)
+    hidden = operation(layers.Dropout(0.3, seed=1)(operation(dense()(inputs))))
+    base = keras.Model(inputs, dense(3)(hidden))
+    x, y = rng.normal(size=(6, 4)).astype("float32"), rng.integers(0, 3, 6)
+    before, results = base.get_weights(), []
+    for share_prefix in (True, False):
+        base.set_weights(before)
+        model = RDropModel(base, share_prefix=share_prefix)
+        model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.make_train_function()
+        assert (model._training_graph.reason is None) == share_prefix, model.describe_passes()
+        keras.utils.set_random_seed(2)
+        for layer in base.layers:
+            if isinstance(layer, keras.layers.Dropout):
+                layer.seed_generator.state.assign([1, 0])
+        results.append([model.train_on_batch(x, y, return_dict=True), base.get_weights()])
+    (logs, weights), (expected_logs, expected_weights) = results
     assert logs["divergence"] > 0
+    assert logs == pytest.approx(expected_logs, rel=1e-4)
+    for weight, expected in zip(weights, expected_weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse inputs on PyTorch")
@@ -238,14 +268,19 @@ OPERATIONS = [
     lambda one, other: layers.Add()([one, other]),
     lambda one, other: dense()(layers.Concatenate()([one, other])),
     lambda one, other: keras.ops.sigmoid(one) * other,
+    lambda one, other: 0.5 * one + 1.0 - other / 3,
+    lambda one, other: keras.ops.where(one > 0.0, other, 0.1 * one),
+    lambda one, other: layers.BatchNormalization()(one) - other,
 ]
 
 
 def random_base(rng, size):
+    shared = dense()
+    operations = [*OPERATIONS, lambda one, other: shared(one) + shared(other)]
     tensors = inputs = [keras.Input((4,)) for _ in range(rng.integers(1, 3))]
     for _ in range(size):
         operands = [tensors[place] for place in rng.integers(0, len(tensors), 2)]
-        tensors = [*tensors, OPERATIONS[rng.integers(0, len(OPERATIONS))](*operands)]
+        tensors = [*tensors, operations[rng.integers(0, len(operations))](*operands)]
     last = layers.Add()(tensors[-2:]) if rng.integers(0, 2) and size else tensors[-1]
     return keras.Model(inputs, dense(3)(layers.Dropout(0.3)(last)))
 

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 KERAS_BACKEND ?= tensorflow
 MINUTES ?= 60
+# Processes that share the quick tests of a backend. Each takes 1 to 3 GB.
+WORKERS ?= 2
 BACKENDS := tensorflow jax torch
 # TensorFlow would report every GPU library that is missing.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -16,7 +18,8 @@ demo: $(VENV)/.demo-$(KERAS_BACKEND)
 
 test: $(VENV)/.test
 	set -e; for backend in $(BACKENDS); do \
-		echo "== $$backend"; KERAS_BACKEND=$$backend $(BIN)/python -m pytest; \
+		echo "== $$backend"; \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal; \
 	done
 
 test-slow: $(VENV)/.test

@@ -16,7 +16,7 @@ from keras import tree
 Arguments = ParamSpec("Arguments")
 
 
-def _overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]], Callable[Arguments, Any]]:
+def overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]], Callable[Arguments, Any]]:
     """Gives an override the signature of a method of Keras, and passes the given arguments to it by name."""
     signature = inspect.signature(method)
 
@@ -38,7 +38,7 @@ class PreprocessingModel(keras.Model):
     base: keras.Model
     _validation_dataset: Any = None  # a weak reference, so that no backend tracks it as part of the model
 
-    @_overrides(keras.Model.fit)
+    @overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
         if self._preprocesses():
             data = _pop_data(arguments)
@@ -55,7 +55,7 @@ class PreprocessingModel(keras.Model):
                 self._validation_dataset = weakref.ref(arguments["validation_data"])
         return super().fit(**arguments)
 
-    @_overrides(keras.Model.evaluate)
+    @overrides(keras.Model.evaluate)
     def evaluate(self, **arguments: Any) -> Any:
         # `fit` evaluates on its validation data, which is already preprocessed.
         is_preprocessed = self._validation_dataset is not None and arguments.get("x") is self._validation_dataset()
@@ -63,19 +63,19 @@ class PreprocessingModel(keras.Model):
             arguments["x"] = self._dataset(_pop_data(arguments), arguments.pop("batch_size", None))
         return super().evaluate(**arguments)
 
-    @_overrides(keras.Model.train_on_batch)
+    @overrides(keras.Model.train_on_batch)
     def train_on_batch(self, **arguments: Any) -> Any:
         return super().train_on_batch(**self._preprocess_batch(arguments))
 
-    @_overrides(keras.Model.test_on_batch)
+    @overrides(keras.Model.test_on_batch)
     def test_on_batch(self, **arguments: Any) -> Any:
         return super().test_on_batch(**self._preprocess_batch(arguments))
 
-    @_overrides(keras.Model.predict)
+    @overrides(keras.Model.predict)
     def predict(self, **arguments: Any) -> Any:
         return self.base.predict(**arguments)
 
-    @_overrides(keras.Model.predict_on_batch)
+    @overrides(keras.Model.predict_on_batch)
     def predict_on_batch(self, **arguments: Any) -> Any:
         return self.base.predict_on_batch(**arguments)
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
 from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
-from keras_rdrop._preprocessing import PreprocessingModel
+from keras_rdrop._preprocessing import PreprocessingModel, overrides
 
 _TRAINING_METHODS = (
     "fit",
@@ -177,6 +178,15 @@ class RDropModel(PreprocessingModel):
                 "random pass, call `model.base(x, training=True)`."
             )
         return self._training_graph(inputs, training=training, **kwargs)
+
+    @overrides(keras.Model.fit)
+    def fit(self, **arguments: Any) -> Any:
+        callbacks, check = arguments.pop("callbacks", None), _CheckDivergence(self._warn_of_no_effect)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(check)
+        else:
+            callbacks = [*([] if callbacks is None else tree.flatten(callbacks)), check]
+        return super().fit(callbacks=callbacks, **arguments)
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
@@ -350,10 +360,34 @@ class RDropModel(PreprocessingModel):
         for layer in filter(randomness.shares_noise, stochastic):
             message = "draws one noise for the whole batch, so it adds nothing to the divergence between the passes."
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
-        if not stochastic:
+        self._warns_of_no_effect = any(leaf is not None for leaf in tree.flatten(self.divergence))
+        if not randomness.may_be_random(self.base):
+            self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
+
+    def _warn_of_no_effect(self, what: str) -> None:
+        """Warns that R-Drop has no effect, once per `compile`."""
+        if self._warns_of_no_effect:
             expected = "Expected dropout with a rate above 0, noise or random augmentation."
-            message = f"is random in training, so R-Drop has no effect. {expected} (KerasHub models may default to 0.)"
-            warnings.warn(f"No layer of base='{self.base.name}' {message}", stacklevel=2)
+            message = f"{what}, so R-Drop has no effect. {expected} (KerasHub models may default to 0.)"
+            warnings.warn(message, stacklevel=2)
+        self._warns_of_no_effect = False
+
+
+# On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference.
+_ROUNDING = 1e-10
+
+
+class _CheckDivergence(keras.callbacks.Callback):
+    """Warns if the divergence of the whole first epoch is 0, whatever the cause."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__()
+        self.warn, self.is_first = warn, True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        if self.is_first and logs["divergence"] < _ROUNDING:
+            self.warn("The divergence between the passes was 0")
+        self.is_first = False
 
 
 class _DivergenceTracker(keras.metrics.Mean):

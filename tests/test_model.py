@@ -371,6 +371,40 @@ class TestWarnings:
             warnings.simplefilter("error", UserWarning)
             self.train(dropout_classifier(), rng)
 
+    @pytest.mark.parametrize("is_deterministic", [False, True])
+    def test_a_first_epoch_without_divergence_warns_whatever_the_cause(self, is_deterministic, rng):
+        """A custom layer may be random, so only the divergence tells. A later epoch does not warn again."""
+        if keras.backend.backend() == "jax" and not is_deterministic:
+            pytest.skip("JAX refuses to draw without a seed generator")
+        layer = Unseeded(0.0 if is_deterministic else 0.5)
+        model = RDropModel(keras.Sequential([keras.Input((8,)), layer, keras.layers.Dense(CLASSES)]))
+        model.compile("sgd", sparse_ce())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(*data(rng), epochs=3, verbose=0, callbacks=keras.callbacks.TerminateOnNaN())
+            model.fit(*data(rng), verbose=0)
+        messages = [str(warning.message) for warning in caught if "R-Drop has no effect" in str(warning.message)]
+        assert len(messages) == is_deterministic
+        assert not is_deterministic or "was 0" in messages[0]
+
+    def test_no_divergence_on_request_does_not_warn(self, rng):
+        model = RDropModel(dropout_classifier(rate=0.0), divergence=None)
+        model.compile("sgd", sparse_ce())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            model.fit(*data(rng), verbose=0)
+
+
+class Unseeded(keras.layers.Layer):
+    """Draws without a `keras.random.SeedGenerator`."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.drop = rate
+
+    def call(self, inputs, training=None):
+        return keras.random.dropout(inputs, self.drop) if training and self.drop else inputs
+
 
 class TestErrors:
     @pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf"), "1", None, True, [1.0]])

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 # A layer draws if one of these attributes is above 0: some layers hold a seed generator at rate 0, some have none.
-_RATES = ("rate", "drop_prob", "dropout", "recurrent_dropout", "stddev")
+_RATES = ("rate", "drop_prob", "drop_path_rate", "dropout", "recurrent_dropout", "stddev")
 
 # The distance between the seeds of two replicas: more than a layer draws in most trainings.
 _SEED_OFFSET = 1_000_003
@@ -28,7 +28,7 @@ def may_be_random(operation: Any) -> bool:
     """Whether a layer, or another operation of a graph, may draw random numbers in training.
 
     Layers of Keras and KerasHub are random if `stochastic_layers` finds them. Any other code may draw without a
-    `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper.
+    `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper, or the activation function of a layer.
     """
     is_layer = isinstance(operation, keras.Layer)
     return is_layer and any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
@@ -81,8 +81,11 @@ def _is_stochastic(layer: keras.Layer) -> bool:
 
 
 def _is_foreign(layer: keras.Layer) -> bool:
+    """Whether a layer runs code from outside of Keras and KerasHub when it is called."""
     package, name = _package_and_class(layer)
-    return package not in ("keras", "keras_hub") or name in _FOREIGN_CODE
+    functions = [value for attribute, value in vars(layer).items() if attribute.endswith("activation")]
+    packages = {package, *(function.__module__.split(".")[0] for function in functions if callable(function))}
+    return name in _FOREIGN_CODE or not packages <= {"keras", "keras_hub"}
 
 
 def _package_and_class(layer: keras.Layer) -> tuple[str, str]:

@@ -73,11 +73,26 @@ def test_stochastic_layers_finds_every_active_random_layer(layer, count):
         (WithoutSeedGenerator(0.0), False),
         (Block(0.0), True),  # a custom layer
         (layers.Lambda(lambda x: x), True),
+        (layers.Dense(3, activation="relu"), False),
+        (layers.Dense(3, activation=lambda x: x), True),
+        (layers.LSTM(3, recurrent_activation=lambda x: x), True),
+        (layers.Activation(keras.ops.tanh), False),
+        (layers.Dense(3, kernel_initializer=lambda shape, dtype: keras.ops.ones(shape, dtype)), False),
+        (keras.Sequential([layers.Dense(3, activation=lambda x: x)]), True),
         (keras.ops.add, False),
     ],
 )
 def test_may_be_random_is_true_for_random_and_custom_layers(layer, expected):
     assert may_be_random(layer) is expected
+
+
+@pytest.mark.parametrize("name", ["drop_path_rate", "drop_prob", "dropout", "stddev"])
+def test_a_layer_without_a_seed_generator_is_random_by_the_name_of_its_rate(name):
+    """`StochasticDepth` of `keras.applications` calls it `drop_path_rate`, and is not public."""
+    layer = WithoutSeedGenerator(0.0)
+    assert not may_be_random(layer)
+    setattr(layer, name, 0.1)
+    assert may_be_random(layer)
 
 
 def test_shares_noise_detects_noise_shared_by_the_batch():

@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow behaviour evidence coverage lint docs clean
+.PHONY: demo test test-slow test-keras behaviour evidence coverage lint docs clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -25,6 +25,16 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	set -e; for backend in $(BACKENDS); do \
 		echo "== $$backend"; KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow; \
+	done
+
+# The quick tests with another Keras: a version, or a folder with a source checkout.
+test-keras: $(VENV)/.test
+	test -n "$(KERAS)" || { echo "Expected KERAS=VERSION or KERAS=FOLDER"; exit 1; }
+	test -d "$(KERAS)" || $(BIN)/python -m pip install --quiet --no-deps --target build/keras-$(KERAS) keras==$(KERAS)
+	set -e; keras=$$(test -d "$(KERAS)" && echo "$(KERAS)" || echo build/keras-$(KERAS)); \
+	for backend in $(BACKENDS); do \
+		echo "== $$backend"; PYTHONPATH=$$keras KERAS_BACKEND=$$backend \
+			$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal; \
 	done
 
 # Every row of the behaviour table with every kind of base, bad input, and the page that shows it.

@@ -46,7 +46,8 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"Expected `label_smoothing` in [0, 1). Received: label_smoothing={label_smoothing!r}")
         super().__init__(from_logits, ignore_class, reduction, name=name, dtype=dtype)
-        self.label_smoothing = label_smoothing
+        # Keras 3.16 keeps the first two in the configuration only.
+        self.from_logits, self.ignore_class, self.label_smoothing = from_logits, ignore_class, label_smoothing
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         loss = super().call(y_true, y_pred)
@@ -62,4 +63,6 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         return set_mask(ops.where(valid, loss, 0.0), valid)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+        config = {**super().get_config(), "label_smoothing": self.label_smoothing}
+        config.pop("axis", None)  # since Keras 3.16. It is always -1.
+        return config

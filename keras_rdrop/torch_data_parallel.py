@@ -24,7 +24,8 @@ class TorchDataParallel(keras.callbacks.Callback):
     NCCL on GPUs, with gloo on CPUs.
 
     Raises:
-        RuntimeError: If the backend is not PyTorch.
+        RuntimeError: If the backend is not PyTorch, or if `fit` of this Keras averages gradients itself, as from Keras
+            3.16 on.
         ValueError: In `fit`, if the processes have different numbers of steps, which would deadlock.
 
     Example:
@@ -43,6 +44,11 @@ class TorchDataParallel(keras.callbacks.Callback):
             use = "Use `keras.distribution` on JAX and `tf.distribute` on TensorFlow."
             raise RuntimeError(
                 f"Expected the PyTorch backend. Received: the backend '{keras.backend.backend()}'. {use}"
+            )
+        if _keras_is_data_parallel():
+            raise RuntimeError(
+                "Expected a Keras whose `fit` does not average the gradients of several processes on PyTorch. Received: "
+                f"Keras {keras.__version__}. Use `keras.distribution` instead."
             )
         import torch
 
@@ -104,3 +110,12 @@ class TorchDataParallel(keras.callbacks.Callback):
         for reduction in self._reductions:
             reduction.wait()
         self._reductions.clear()
+
+
+def _keras_is_data_parallel() -> bool:
+    """Whether `keras.distribution` knows PyTorch."""
+    try:
+        keras.distribution.list_devices("cpu")
+    except AttributeError:
+        return False
+    return True

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_rdrop import RDropModel, TorchDataParallel
+from keras_rdrop import RDropModel, TorchDataParallel, torch_data_parallel
 
 ON_TORCH = keras.backend.backend() == "torch"
 
@@ -21,10 +21,19 @@ def parallel(monkeypatch):
         pytest.skip("the class is for PyTorch")
     import torch
 
+    if torch_data_parallel._keras_is_data_parallel():
+        pytest.skip("this Keras averages gradients itself")
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     yield TorchDataParallel()
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="the class is for PyTorch")
+def test_a_keras_that_averages_gradients_itself_raises_an_error(monkeypatch):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda kind: ["cpu:0"])
+    with pytest.raises(RuntimeError, match="does not average the gradients.*Use `keras.distribution` instead"):
+        TorchDataParallel()
 
 
 def test_a_single_process_trains_on_all_rows(parallel, rng):

@@ -47,7 +47,7 @@ class TorchDataParallel(keras.callbacks.Callback):
             )
         if _keras_is_data_parallel():
             raise RuntimeError(
-                "Expected a Keras whose `fit` does not average the gradients of several processes on PyTorch. Received: "
+                "Expected a Keras whose `fit` does not average the gradients of several processes. Received: "
                 f"Keras {keras.__version__}. Use `keras.distribution` instead."
             )
         import torch

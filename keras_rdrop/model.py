@@ -83,9 +83,9 @@ class RDropModel(PreprocessingModel):
         fuse_head: Whether training computes the last layer of the base together with the loss, in chunks of rows, so
             that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
             Sequential base with one output, from a `keras.layers.Dense` without activation or a
-            `keras.layers.ReversibleEmbedding` without soft cap, not quantized, and `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of
-            `keras_rdrop.losses`. The result is the same, but the compiled metrics, which need the logits, are computed
-            in evaluation only.
+            `keras.layers.ReversibleEmbedding` without soft cap, not quantized, and
+            `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. The result is the
+            same, but the compiled metrics, which need the logits, are computed in evaluation only.
         name: Optional name.
 
     Raises:
@@ -362,7 +362,8 @@ class RDropModel(PreprocessingModel):
         for layer in filter(randomness.shares_noise, stochastic):
             message = "draws one noise for the whole batch, so it adds nothing to the divergence between the passes."
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
-        self._warns_of_no_effect = any(leaf is not None for leaf in tree.flatten(self.divergence))
+        has_divergence = any(leaf is not None for leaf in tree.flatten(self.divergence))
+        self._warns_of_no_effect = has_divergence and self.alpha != 0
         if not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
 
@@ -387,7 +388,7 @@ class _CheckDivergence(keras.callbacks.Callback):
         self.warn, self.is_first = warn, True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        if self.is_first and logs["divergence"] < _ROUNDING:
+        if self.is_first and logs.get("divergence", math.inf) < _ROUNDING:  # a subclass may log other names
             self.warn("The divergence between the passes was 0")
         self.is_first = False
 

@@ -32,8 +32,9 @@ def may_be_random(operation: Any) -> bool:
     Layers of Keras and KerasHub are random if `stochastic_layers` finds them. Any other code may draw without a
     `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper, or the activation function of a layer.
     """
-    is_layer = isinstance(operation, keras.Layer)
-    return is_layer and any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
+    if isinstance(operation, keras.Layer):
+        return any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
+    return isinstance(operation, keras.Operation) and _package_and_class(operation)[0] != "keras"
 
 
 def shares_noise(layer: keras.Layer) -> bool:
@@ -92,14 +93,14 @@ def _is_foreign(layer: keras.Layer) -> bool:
     """Whether a layer runs code from outside of Keras and KerasHub when it is called."""
     package, name = _package_and_class(layer)
     functions = [value for attribute, value in vars(layer).items() if "activation" in attribute and callable(value)]
-    # Functions that are written in C, such as `torch.tanh`, have no module.
+    # The module of a built-in method is `None`.
     packages = {package, *(str(function.__module__).split(".")[0] for function in functions)}
     return name in _FOREIGN_CODE or not packages <= {"keras", "keras_hub"}
 
 
-def _package_and_class(layer: keras.Layer) -> tuple[str, str]:
-    """Returns the top-level package and the name of a layer's class."""
-    return type(layer).__module__.split(".")[0], type(layer).__name__
+def _package_and_class(operation: keras.Operation) -> tuple[str, str]:
+    """Returns the top-level package and the name of the class of a layer or another operation."""
+    return type(operation).__module__.split(".")[0], type(operation).__name__
 
 
 def _attributes_of_type(layer: keras.Layer, kind: type) -> list[Any]:

@@ -83,9 +83,9 @@ class RDropModel(PreprocessingModel):
         fuse_head: Whether training computes the last layer of the base together with the loss, in chunks of rows, so
             that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
             Sequential base with one output, from a `keras.layers.Dense` without activation or a
-            `keras.layers.ReversibleEmbedding`, and `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of
-            `keras_rdrop.losses`. The result is the same, but the compiled metrics, which need the logits, are computed
-            in evaluation only.
+            `keras.layers.ReversibleEmbedding` without soft cap, not quantized, and
+            `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. The result is the
+            same, but the compiled metrics, which need the logits, are computed in evaluation only.
         name: Optional name.
 
     Raises:
@@ -234,7 +234,8 @@ class RDropModel(PreprocessingModel):
             self._training_graph = self._find_training_graph()
             if self.fuse_head and self._training_graph.last_layer is None:
                 found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
-                raise ValueError(f"Expected a `base` whose last layer can be computed with the loss. Received: {found}")
+                expected = "Expected a `base` whose last layer can be computed with the loss, or fuse_head=False"
+                raise ValueError(f"{expected}. Received: {found}.")
             self._check_rows()
             self._check_randomness()
             randomness.offset_replica_seeds(self)
@@ -315,7 +316,8 @@ class RDropModel(PreprocessingModel):
         found = self._find_training_graph()
         if found.reason is not None:
             return f"{title}: all layers run once per pass, because {found.reason}."
-        shared, total = sum(layer.count_params() for layer in found.shared), self.base.count_params()
+        weights = {id(weight): weight for layer in found.shared for weight in layer.weights}  # layers may share them
+        shared, total = sum(math.prod(weight.shape) for weight in weights.values()), self.base.count_params()
         text = f"{title}:\n  once per row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters"
         text += f"\n  once per pass: from {', '.join(found.frontier) or 'no layer, because none is random'}"
         if found.last_layer is not None:
@@ -360,7 +362,8 @@ class RDropModel(PreprocessingModel):
         for layer in filter(randomness.shares_noise, stochastic):
             message = "draws one noise for the whole batch, so it adds nothing to the divergence between the passes."
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
-        self._warns_of_no_effect = any(leaf is not None for leaf in tree.flatten(self.divergence))
+        has_divergence = any(leaf is not None for leaf in tree.flatten(self.divergence))
+        self._warns_of_no_effect = has_divergence and self.alpha != 0
         if not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
 
@@ -385,7 +388,7 @@ class _CheckDivergence(keras.callbacks.Callback):
         self.warn, self.is_first = warn, True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        if self.is_first and logs["divergence"] < _ROUNDING:
+        if self.is_first and logs.get("divergence", math.inf) < _ROUNDING:  # a subclass may log other names
             self.warn("The divergence between the passes was 0")
         self.is_first = False
 

@@ -387,12 +387,38 @@ class TestWarnings:
         assert len(messages) == is_deterministic
         assert not is_deterministic or "was 0" in messages[0]
 
-    def test_no_divergence_on_request_does_not_warn(self, rng):
-        model = RDropModel(dropout_classifier(rate=0.0), divergence=None)
+    @pytest.mark.parametrize("options", [{"divergence": None}, {"alpha": 0.0}])
+    def test_no_divergence_on_request_does_not_warn(self, options, rng):
+        model = RDropModel(dropout_classifier(rate=0.0), **options)
         model.compile("sgd", sparse_ce())
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             model.fit(*data(rng), verbose=0)
+
+    def test_dropout_that_is_off_warns_after_the_first_epoch(self, rng):
+        """A custom layer calls dropout with `training=False`."""
+        model = RDropModel(keras.Sequential([keras.Input((8,)), SwitchedOff(), keras.layers.Dense(CLASSES)]))
+        model.compile("sgd", sparse_ce())
+        with pytest.warns(UserWarning, match="The divergence between the passes was 0"):
+            model.fit(*data(rng), verbose=0)
+
+    def test_a_subclass_may_log_other_names(self, rng):
+        class Renamed(RDropModel):
+            def get_metrics_result(self):
+                return {"total": super().get_metrics_result()["loss"]}
+
+        model = Renamed(dropout_classifier())
+        model.compile("sgd", sparse_ce())
+        assert set(model.fit(*data(rng), verbose=0).history) == {"total"}
+
+
+class SwitchedOff(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def call(self, inputs):
+        return self.dropout(inputs, training=False)
 
 
 class Unseeded(keras.layers.Layer):

@@ -38,11 +38,25 @@ class LastLayer:
         self.passes_mask = isinstance(layer, keras.layers.Dense)
 
     @staticmethod
-    def is_call_of_one(layer: Any, reverse: bool = False, **kwargs: Any) -> bool:
-        """Whether a call of a layer only multiplies features by a kernel and adds a bias."""
+    def obstacle(layer: Any, reverse: bool = False, **kwargs: Any) -> str | None:
+        """Returns why a call of a layer is not just a product of features and a kernel plus a bias, or `None`."""
+        embedding = keras.layers.ReversibleEmbedding
         if type(layer) is keras.layers.Dense:
-            return layer.activation is keras.activations.linear and layer.activity_regularizer is None
-        return isinstance(layer, keras.layers.ReversibleEmbedding) and reverse and layer.logit_soft_cap is None
+            obstacles = {
+                "has an activation": layer.activation is not keras.activations.linear,
+                "has an activity regularizer": layer.activity_regularizer is not None,
+            }
+        elif isinstance(layer, embedding) and reverse:
+            is_own = type(layer).call is not embedding.call or type(layer).embeddings is not embedding.embeddings
+            obstacles = {
+                "computes the logits in its own way": is_own,
+                "has a `logit_soft_cap`": layer.logit_soft_cap is not None,
+                "has a `reverse_dtype`": layer.reverse_dtype not in (None, layer.compute_dtype),
+            }
+        else:
+            return "is neither a `keras.layers.Dense` nor a `keras.layers.ReversibleEmbedding` in reverse"
+        obstacles["is quantized"] = layer.quantization_mode is not None
+        return next((obstacle for obstacle, applies in obstacles.items() if applies), None)
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the logits."""

@@ -116,6 +116,8 @@ def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, f
     _GraphRebuilder(layout, share_prefix, rows=base.inputs[0].shape[0] or _PROBE_ROWS).rebuild(base)
     rebuilder = _GraphRebuilder(layout, share_prefix)
     model = rebuilder.rebuild(base)
+    if fuse_head and not rebuilder.frontier:  # no layer is random, so the rows would be repeated after the last layer
+        return _training_graph(base, layout, False, fuse_head)
     if not fuse_head and not rebuilder.shared:
         raise _NoTrainingGraph("its first layer may be random")
     model, last_layer = rebuilder.split_last_layer(model) if fuse_head else (rebuilder.flatten_last_layer(model), None)
@@ -154,6 +156,8 @@ class _GraphRebuilder:
         self._widened: dict[int, Tensor] = {}
         # A layer that could be the last one, and its input, by the id of its output.
         self._last_layers: dict[int, tuple[LastLayer, Tensor]] = {}
+        # The reason why `LastLayer` does not support any other layer, by the id of its output.
+        self._obstacles: dict[int, str] = {}
 
     def rebuild(self, base: keras.Model) -> keras.Model:
         def new_input(tensor: Tensor) -> Tensor:
@@ -172,8 +176,7 @@ class _GraphRebuilder:
             _NoTrainingGraph: If `LastLayer` does not support that layer.
         """
         if id(model.output) not in self._last_layers:
-            layers = "a `keras.layers.Dense` without activation or a `keras.layers.ReversibleEmbedding` in reverse"
-            raise _NoTrainingGraph(f"its output does not come from {layers}")
+            raise _NoTrainingGraph(self._obstacles.get(id(model.output), "it has several outputs"))
         last_layer, features = self._last_layers[id(model.output)]
         if not last_layer.passes_mask:
             features = ops.copy(features)  # an operation of `keras.ops` does not pass the mask on
@@ -202,8 +205,11 @@ class _GraphRebuilder:
             args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
         self._widened.update({id(tensor): tensor for tensor in tree.flatten(outputs)})
-        if LastLayer.is_call_of_one(layer, **kwargs):
+        obstacle = LastLayer.obstacle(layer, **kwargs)
+        if obstacle is None:
             self._last_layers[id(outputs)] = LastLayer(layer), args[0]
+        else:
+            self._obstacles[id(outputs)] = f"its last layer '{layer.name}' {obstacle}"
         return outputs
 
     def _is_widened(self, tensor: Any) -> bool:

@@ -1,13 +1,15 @@
 """Finds the layers of a model that draw random numbers. Only these layers make the passes differ."""
 
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
-# A layer draws if one of these attributes is above 0: some layers hold a seed generator at rate 0, some have none.
-_RATES = ("rate", "drop_prob", "drop_path_rate", "dropout", "recurrent_dropout", "stddev")
+# A layer draws if one of these attributes is above 0, or another one whose name contains "drop", such as
+# `drop_path_rate`: some layers hold a seed generator at rate 0, some have none.
+_RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 
 # The distance between the seeds of two replicas: more than a layer draws in most trainings.
 _SEED_OFFSET = 1_000_003
@@ -30,8 +32,9 @@ def may_be_random(operation: Any) -> bool:
     Layers of Keras and KerasHub are random if `stochastic_layers` finds them. Any other code may draw without a
     `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper, or the activation function of a layer.
     """
-    is_layer = isinstance(operation, keras.Layer)
-    return is_layer and any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
+    if isinstance(operation, keras.Layer):
+        return any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
+    return isinstance(operation, keras.Operation) and _package_and_class(operation)[0] != "keras"
 
 
 def shares_noise(layer: keras.Layer) -> bool:
@@ -76,21 +79,28 @@ def offset_replica_seeds(model: keras.Model) -> None:
 
 
 def _is_stochastic(layer: keras.Layer) -> bool:
-    rates = [rate for name in _RATES if isinstance(rate := getattr(layer, name, None), (int, float))]
+    names = {*_RATES, *(name for name in vars(layer) if "drop" in name and not name.endswith("_count"))}
+    rates = [rate for name in names if _is_number(rate := getattr(layer, name, None))]
+    rates += [1 - value for name, value in vars(layer).items() if "survival" in name and _is_number(value)]
     return any(rates) if rates else bool(_attributes_of_type(layer, keras.random.SeedGenerator))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_foreign(layer: keras.Layer) -> bool:
     """Whether a layer runs code from outside of Keras and KerasHub when it is called."""
     package, name = _package_and_class(layer)
-    functions = [value for attribute, value in vars(layer).items() if attribute.endswith("activation")]
-    packages = {package, *(function.__module__.split(".")[0] for function in functions if callable(function))}
+    functions = [value for attribute, value in vars(layer).items() if "activation" in attribute and callable(value)]
+    # The module of a built-in method is `None`.
+    packages = {package, *(str(function.__module__).split(".")[0] for function in functions)}
     return name in _FOREIGN_CODE or not packages <= {"keras", "keras_hub"}
 
 
-def _package_and_class(layer: keras.Layer) -> tuple[str, str]:
-    """Returns the top-level package and the name of a layer's class."""
-    return type(layer).__module__.split(".")[0], type(layer).__name__
+def _package_and_class(operation: keras.Operation) -> tuple[str, str]:
+    """Returns the top-level package and the name of the class of a layer or another operation."""
+    return type(operation).__module__.split(".")[0], type(operation).__name__
 
 
 def _attributes_of_type(layer: keras.Layer, kind: type) -> list[Any]:

@@ -181,20 +181,100 @@ def test_fuse_head_does_not_change_training(make_base, loss_options, weighted, o
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+class Inherited(layers.ReversibleEmbedding):
+    """Computes the same logits, as `keras_hub.layers.ReversibleEmbedding` does."""
+
+
+class Doubled(layers.ReversibleEmbedding):
+    """Computes other logits."""
+
+    def call(self, inputs, reverse=False):
+        return 2 * super().call(inputs, reverse=reverse)
+
+
 @pytest.mark.parametrize(
     ("layer", "options", "expected"),
     [
-        (layers.Dense(3), {}, True),
-        (layers.Dense(3, activation="relu"), {}, False),
-        (layers.Dense(3, activity_regularizer="l2"), {}, False),
-        (layers.EinsumDense("ab,bc->ac", 3), {}, False),
-        (layers.ReversibleEmbedding(3, 4), {"reverse": True}, True),
-        (layers.ReversibleEmbedding(3, 4), {}, False),
-        (layers.ReversibleEmbedding(3, 4, logit_soft_cap=30.0), {"reverse": True}, False),
+        (layers.Dense(3), {}, None),
+        (layers.Dense(3, activation="relu"), {}, "has an activation"),
+        (layers.Dense(3, activity_regularizer="l2"), {}, "has an activity regularizer"),
+        (layers.Dense(3, dtype="int8_from_float32"), {}, "is quantized"),
+        (layers.Dense(3, dtype="float8_from_float32"), {}, "is quantized"),
+        (layers.EinsumDense("ab,bc->ac", 3), {}, "is neither a `keras.layers.Dense` nor"),
+        (layers.ReversibleEmbedding(3, 4), {"reverse": True}, None),
+        (Inherited(3, 4), {"reverse": True}, None),
+        (layers.ReversibleEmbedding(3, 4, reverse_dtype="float32"), {"reverse": True}, None),
+        (layers.ReversibleEmbedding(3, 4), {}, "is neither a `keras.layers.Dense` nor"),
+        (layers.ReversibleEmbedding(3, 4, logit_soft_cap=30.0), {"reverse": True}, "has a `logit_soft_cap`"),
+        (layers.ReversibleEmbedding(3, 4, reverse_dtype="float16"), {"reverse": True}, "has a `reverse_dtype`"),
+        (layers.ReversibleEmbedding(3, 4, dtype="int8_from_float32"), {"reverse": True}, "is quantized"),
+        (Doubled(3, 4), {"reverse": True}, "computes the logits in its own way"),
     ],
 )
-def test_is_call_of_one_accepts_only_supported_layers(layer, options, expected):
-    assert LastLayer.is_call_of_one(layer, **options) is expected
+def test_obstacle_names_why_a_layer_is_not_supported(layer, options, expected):
+    obstacle = LastLayer.obstacle(layer, **options)
+    assert obstacle == expected or (expected and obstacle.startswith(expected))
+
+
+def quantized():
+    base = keras.Sequential([keras.Input((6,)), layers.Dropout(0.3), layers.Dense(CLASSES, use_bias=False)])
+    base.layers[-1].enable_lora(2)
+    base.layers[-1].quantize("int8")
+    return base
+
+
+def doubled():
+    inputs = keras.Input((6,))
+    embedding = Doubled(CLASSES, 6)
+    return keras.Model(inputs, embedding(layers.Dropout(0.3)(inputs), reverse=True))
+
+
+@pytest.mark.parametrize(
+    ("make_base", "reason"), [(quantized, "is quantized"), (doubled, "computes the logits in its own way")]
+)
+def test_last_layers_with_other_logits_raise_an_error_and_train_without_fuse_head(make_base, reason, rng):
+    base, loss = make_base(), L.SparseCategoricalCrossentropy(from_logits=True)
+    x, y = rng.normal(size=(8, 6)), rng.integers(0, CLASSES, 8)
+    model = RDropModel(base, fuse_head=True)
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match=f"or fuse_head=False.*'{base.layers[-1].name}' {reason}"):
+        model.fit(x, y, verbose=0)
+    model = RDropModel(base)
+    assert model.describe_passes()
+    model.compile("sgd", loss)
+    assert model.fit(x, y, verbose=0).history["divergence"][0] > 0
+
+
+def test_fuse_head_with_lora_does_not_change_training(rng):
+    x, y = rng.normal(size=(5, 6)).astype("float32"), rng.integers(0, CLASSES, 5)
+    results = []
+    for fuse_head in (True, False):
+        keras.utils.set_random_seed(1)
+        base = classifier()
+        base.layers[-1].enable_lora(2)
+        base.set_weights([np.full(weight.shape, 0.1) + weight for weight in base.get_weights()])  # LoRA starts at 0
+        model = RDropModel(base, fuse_head=fuse_head)
+        model.compile(keras.optimizers.SGD(0.1), L.SparseCategoricalCrossentropy(from_logits=True))
+        model.make_train_function()
+        keras.utils.set_random_seed(2)
+        results.append((model.train_on_batch(x, y, return_dict=True), base.get_weights()))
+    (logs, weights), (expected_logs, expected_weights) = results
+    assert logs == pytest.approx(expected_logs, rel=1e-5)
+    for actual, expected in zip(weights, expected_weights, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_fuse_head_trains_a_base_without_randomness(rng):
+    x, y = rng.normal(size=(8, 6)).astype("float32"), rng.integers(0, CLASSES, 8)
+    base = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.Dense(CLASSES)])
+    before, losses = base.get_weights(), []
+    for fuse_head in (True, False):
+        base.set_weights(before)
+        model = RDropModel(base, fuse_head=fuse_head)
+        model.compile(keras.optimizers.SGD(0.1), L.SparseCategoricalCrossentropy(from_logits=True))
+        with pytest.warns(UserWarning, match="R-Drop has no effect"):
+            losses.append(model.fit(x, y, epochs=2, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_fuse_head_supports_negative_sample_weights(rng):

@@ -161,6 +161,16 @@ def test_describe_passes_reports_the_shared_layers():
     assert "all layers run once per pass, because share_prefix=False" in without_sharing
 
 
+def test_describe_passes_counts_every_parameter_once():
+    """The nested model and its layer are both shared. A layer is called before and after the frontier."""
+    inner, twice = dense(), dense()
+    nested = keras.Sequential([keras.Input((4,)), inner])
+    inputs = keras.Input((4,))
+    hidden = twice(inner(nested(inputs)))
+    base = keras.Model(inputs, twice(layers.Dropout(0.5)(hidden)))
+    assert "40 of 40 parameters" in RDropModel(base).describe_passes()
+
+
 def test_the_training_graph_keeps_the_names_of_inputs():
     inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((3,), name="b")}
     base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(layers.Add()([inputs["a"], inputs["b"]]))))

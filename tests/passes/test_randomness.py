@@ -1,6 +1,7 @@
 """Tests which layers count as random."""
 
 import keras
+import numpy as np
 import pytest
 
 from keras_rdrop._passes.randomness import may_be_random, shares_noise, stochastic_layers
@@ -34,6 +35,13 @@ class WithoutSeedGenerator(layers.Layer):
         return inputs * keras.random.bernoulli((keras.ops.shape(inputs)[0], 1), 1 - self.rate) if training else inputs
 
 
+class Operation(keras.Operation):
+    """Is not a layer."""
+
+    def call(self, inputs):
+        return keras.random.dropout(inputs, 0.5)
+
+
 def attention(dropout):
     inputs = keras.Input((3, 4))
     return keras.Model(inputs, layers.MultiHeadAttention(1, 2, dropout=dropout)(inputs, inputs))
@@ -64,6 +72,14 @@ def test_stochastic_layers_finds_every_active_random_layer(layer, count):
     assert len(stochastic_layers(keras.Sequential([layer]))) == count
 
 
+def test_a_survival_probability_below_1_is_random():
+    layer = WithoutSeedGenerator(0.0)
+    layer.survival_probability = 1.0
+    assert not may_be_random(layer)
+    layer.survival_probability = 0.9
+    assert may_be_random(layer)
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
@@ -77,6 +93,8 @@ def test_stochastic_layers_finds_every_active_random_layer(layer, count):
         (layers.Dense(3, activation=lambda x: x), True),
         (layers.LSTM(3, recurrent_activation=lambda x: x), True),
         (layers.Activation(keras.ops.tanh), False),
+        (layers.Activation({}.get), True),  # has no module
+        (Operation(), True),
         (layers.Dense(3, kernel_initializer=lambda shape, dtype: keras.ops.ones(shape, dtype)), False),
         (keras.Sequential([layers.Dense(3, activation=lambda x: x)]), True),
         (keras.ops.add, False),
@@ -86,12 +104,14 @@ def test_may_be_random_is_true_for_random_and_custom_layers(layer, expected):
     assert may_be_random(layer) is expected
 
 
-@pytest.mark.parametrize("name", ["drop_path_rate", "drop_prob", "dropout", "stddev"])
+@pytest.mark.parametrize(
+    "name", ["drop_path_rate", "drop_path", "drop_prob", "dropout", "attention_dropout", "dropout_rate", "stddev"]
+)
 def test_a_layer_without_a_seed_generator_is_random_by_the_name_of_its_rate(name):
     """`StochasticDepth` of `keras.applications` calls it `drop_path_rate`, and is not public."""
     layer = WithoutSeedGenerator(0.0)
     assert not may_be_random(layer)
-    setattr(layer, name, 0.1)
+    setattr(layer, name, np.float32(0.1))
     assert may_be_random(layer)
 
 

@@ -91,7 +91,7 @@ class PreprocessingModel(keras.Model):
 
     def _dataset(self, data: tuple[Any, Any, Any], batch_size: int | None, shuffle: bool = False) -> Any:
         """Returns batches of preprocessed data, from a dataset with `map` (tf.data, grain) or from arrays and lists."""
-        if not hasattr(data[0], "map"):
+        if not hasattr(data[0], "map") or hasattr(data[0], "__array__"):  # a series of pandas has both
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
         preprocess = self.base.preprocess_samples
         # tf.data passes the components of a batch as separate arguments, grain passes one tuple.
@@ -130,18 +130,59 @@ class _Rows(keras.utils.PyDataset):
 
 
 def _as_arrays(data: Any) -> Any:
-    """Converts lists to arrays. Tuples and dicts are structures, as in `tf.data.Dataset.from_tensor_slices`."""
-    return tree.traverse(lambda value: np.array(value) if isinstance(value, list) else None, data)
+    """Converts lists, series of pandas and tensors of TensorFlow to arrays. Ragged tensors are returned unchanged.
+
+    Tuples and dicts are structures, as in `tf.data.Dataset.from_tensor_slices`.
+    """
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, list):
+            return _list_as_array(value)
+        package = type(value).__module__.split(".")[0]
+        return np.asarray(value) if package in ("pandas", "tensorflow") and not _is_ragged(value) else None
+
+    data = tree.traverse(convert, data)
+    for leaf in tree.flatten(data):
+        if leaf is not None and not hasattr(leaf, "shape"):
+            expected = "lists, arrays, tensors, or a dataset of tf.data or grain, as `fit` of the base does"
+            raise ValueError(
+                f"Expected `x`, `y` and `sample_weight` to be {expected}. Received: data of type {type(leaf)}"
+            )
+    return data
+
+
+def _list_as_array(values: list[Any]) -> Any:
+    """Converts a list to an array with one entry per row. The rows may have different shapes."""
+    try:
+        return np.array(values)
+    except ValueError:
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        return array
+
+
+def _is_ragged(tensor: Any) -> bool:
+    return hasattr(tensor, "nested_row_splits")
 
 
 def _strings_as_list(array: Any) -> Any:
     """Converts arrays of strings to lists, because some tokenizers accept only lists."""
-    return array.tolist() if isinstance(array, np.ndarray) and array.dtype.kind in "OSU" else array
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "OSU":
+        return array
+    return [row.decode() if isinstance(row, bytes) else row for row in array.tolist()]
 
 
 def _count_rows(data: Any) -> int:
-    return next(len(leaf) for leaf in tree.flatten(data) if leaf is not None)
+    return next(int(leaf.shape[0]) for leaf in tree.flatten(data) if leaf is not None)
 
 
 def _take(data: Any, rows: Any) -> Any:
-    return tree.map_structure(lambda leaf: None if leaf is None else leaf[rows], data)
+    return tree.map_structure(functools.partial(_take_rows, rows=rows), data)
+
+
+def _take_rows(leaf: Any, rows: Any) -> Any:
+    if leaf is None or not _is_ragged(leaf) or isinstance(rows, slice):
+        return None if leaf is None else leaf[rows]
+    import tensorflow as tf
+
+    return tf.gather(leaf, rows)

@@ -33,6 +33,78 @@ def test_raw_strings(model, texts):
     )
 
 
+def tensors(values):
+    import tensorflow as tf
+
+    return tf.constant(values)
+
+
+def series(values):
+    return pytest.importorskip("pandas").Series(values)
+
+
+@pytest.mark.parametrize("convert", [tensors, np.array, lambda texts: np.array(texts, dtype=object), series, np.bytes_])
+def test_kinds_of_strings_train_like_lists(model, convert):
+    """As x, y, sample weights and validation data."""
+    numbers = convert if convert in (tensors, series) else np.array
+    texts = np.array(TEXTS, dtype="S") if convert is np.bytes_ else convert(TEXTS)
+    results, before = [], model.get_weights()
+    for x, y, weights in (
+        (texts, numbers(LABELS), numbers(np.arange(6.0))),
+        (TEXTS, LABELS, np.arange(6.0)),
+    ):
+        model.set_weights(before)
+        model.compile("sgd", sparse_ce())
+        keras.utils.set_random_seed(0)
+        history = model.fit(x, y, sample_weight=weights, validation_data=(x, y), batch_size=4, verbose=0).history
+        assert history["divergence"][0] > 0
+        results.append(history["val_loss"][0])
+        assert model.evaluate(x, y, verbose=0, return_dict=True)["loss"] == pytest.approx(results[-1], rel=1e-5)
+    assert results[0] == pytest.approx(results[1], rel=1e-2)  # on TensorFlow and JAX with other dropout masks
+
+
+def test_ragged_words(rng):
+    """A row of a ragged tensor holds several segments, here two words."""
+    import tensorflow as tf
+
+    x = tf.ragged.constant([["good", "film"], ["bad", "movie"], ["a", "film"], ["the", "movie"]])
+    features = keras.Input((2,), dtype="int32")
+    base = Lengths(features, keras.layers.Dense(3)(keras.layers.Dropout(0.3)(keras.layers.Embedding(20, 4)(features))))
+    model = RDropModel(base)
+    model.compile("sgd", sparse_ce())
+    y = rng.integers(0, 3, (4, 2))
+    history = model.fit(x, y, validation_split=0.5, batch_size=2, verbose=0).history
+    assert history["divergence"][0] > 0
+    assert np.isfinite(history["val_loss"][0])
+
+
+class Lengths(keras.Model):
+    """A task whose preprocessing takes ragged tensors: it counts the letters of words."""
+
+    preprocessor = True
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        import tensorflow as tf
+
+        assert isinstance(x, tf.RaggedTensor)
+        return keras.utils.pack_x_y_sample_weight(
+            tf.strings.length(x).to_tensor(shape=(None, 2)).numpy(), y, sample_weight
+        )
+
+
+def batches():
+    yield TEXTS, LABELS
+
+
+@pytest.mark.parametrize("data", [batches(), keras.utils.PyDataset()])
+def test_datasets_that_the_task_does_not_accept(model, data):
+    model.base.compile("sgd", sparse_ce())
+    with pytest.raises((TypeError, ValueError)):
+        model.base.fit(data, verbose=0)
+    with pytest.raises(ValueError, match="Expected `x`, `y` and `sample_weight` to be lists.*Received: data of type"):
+        model.fit(data, verbose=0)
+
+
 def test_validation_and_weights(model):
     history = model.fit(TEXTS, LABELS, validation_split=0.5, verbose=0).history
     assert "val_accuracy" in history

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.known_noise import train
 
-from keras_rdrop._objective.pairing import output_losses
+from keras_rdrop._objective.pairing import check_divergence, output_losses, supports_last_layer
 from keras_rdrop._objective.terms import SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
@@ -108,3 +108,46 @@ def test_crossentropy_is_resolved_from_the_shapes(name, shape, targets, same_as,
 def test_an_explicit_divergence_works_with_a_loss_without_logits():
     divergence = SymmetricKL(from_logits=True)
     assert output_losses("mse", divergence, None, CurrentStep()).divergence is divergence
+
+
+@pytest.mark.parametrize(
+    ("loss", "loss_from_logits"),
+    [
+        (L.SparseCategoricalCrossentropy(from_logits=True), True),
+        (L.CategoricalCrossentropy(), False),
+        ("sparse_categorical_crossentropy", False),
+        (L.binary_crossentropy, False),
+        (L.KLDivergence(), False),
+        ("kl_divergence", False),
+    ],
+)
+def test_the_divergence_must_take_logits_if_and_only_if_the_loss_does(loss, loss_from_logits):
+    for divergence in (SymmetricKL, BernoulliSymmetricKL):
+        matching = divergence(from_logits=loss_from_logits)
+        assert output_losses(loss, matching, None, CurrentStep()).divergence is matching
+        other = divergence(from_logits=not loss_from_logits)
+        with pytest.raises(ValueError, match=f"Expected `divergence` to have from_logits={loss_from_logits} like the"):
+            output_losses(loss, other, None, CurrentStep())
+
+
+def test_only_a_sparse_cross_entropy_from_logits_supports_the_last_layer():
+    for loss, expected in [
+        (L.SparseCategoricalCrossentropy(from_logits=True), True),
+        (SparseCategoricalCrossentropy(from_logits=True), True),
+        (L.SparseCategoricalCrossentropy(), False),
+        (L.CategoricalCrossentropy(from_logits=True), False),
+        ("mse", False),
+        (None, False),
+    ]:
+        assert supports_last_layer(output_losses(loss, "auto", None, CurrentStep())) is expected
+
+
+@pytest.mark.parametrize("divergence", ["auto", None, "symmetric_kl", L.MeanSquaredError(), [None, "auto"]])
+def test_check_divergence_accepts_names_losses_and_structures(divergence):
+    check_divergence(divergence)
+
+
+@pytest.mark.parametrize("divergence", ["kl", 1, ["auto", "kl"], {"a": "auto", "b": "kl"}])
+def test_check_divergence_rejects_anything_else(divergence):
+    with pytest.raises(ValueError, match="Expected `divergence` to be"):
+        check_divergence(divergence)

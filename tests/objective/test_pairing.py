@@ -151,3 +151,23 @@ def test_check_divergence_accepts_names_losses_and_structures(divergence):
 def test_check_divergence_rejects_anything_else(divergence):
     with pytest.raises(ValueError, match="Expected `divergence` to be"):
         check_divergence(divergence)
+
+
+def test_each_output_has_its_own_loss_divergence_and_weight():
+    """As in Keras, a list may stand in for a dict, and an output without a loss has `None`."""
+    loss = {"a": "mse", "b": None, "c": "crossentropy"}
+    outputs = output_losses(loss, [None, None, "auto"], [0.5, 1.0, 2.0], CurrentStep())
+    assert outputs["b"] is None
+    assert (outputs["a"].name, outputs["a"].divergence, outputs["a"].loss_weight) == ("mse", None, 0.5)
+    assert (outputs["c"].name, outputs["c"].loss_weight) == ("crossentropy", 2.0)
+    outputs = output_losses(loss, "auto", None, CurrentStep())
+    assert outputs["b"] is None
+    assert type(outputs["a"].divergence) is MeanSquaredDifference
+    assert (outputs["a"].loss_weight, outputs["c"].loss_weight) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["divergence", "loss_weights"])
+def test_structures_of_different_sizes_raise_an_error(name):
+    structures = {"divergence": "auto", "loss_weights": None, name: [None, None, None]}
+    with pytest.raises(ValueError, match=f"Expected `{name}` to have one entry for each loss in"):
+        output_losses(["mse", "mse"], structures["divergence"], structures["loss_weights"], CurrentStep())

@@ -22,6 +22,19 @@ def test_at_least_float32_changes_only_half_precision(dtype, expected):
     assert _keras.at_least_float32(dtype) == expected
 
 
+def test_is_on_cpu_follows_the_device():
+    backend, tensor = keras.backend.backend(), ops.ones(3)
+    if backend == "torch":
+        import torch
+
+        assert _keras.is_on_cpu(tensor.cpu())
+        assert not _keras.is_on_cpu(torch.empty(3, device="meta"))
+    elif backend == "jax":
+        assert _keras.is_on_cpu(tensor) is all(device.platform == "cpu" for device in tensor.devices())
+    else:
+        assert _keras.is_on_cpu(tensor) is ("CPU" in tensor.device)
+
+
 def test_get_mask_returns_the_mask_from_set_mask():
     tensor = ops.ones((2, 3))
     assert _keras.get_mask(tensor) is None
@@ -42,6 +55,33 @@ def test_map_with_mask_applies_a_function_to_tensor_and_mask():
     assert tuple(outputs.shape) == (4, 1)
     np.testing.assert_array_equal(as_numpy(_keras.get_mask(outputs)), [[True], [True], [False], [False]])
     assert _keras.get_mask(double(ops.ones((2, 1)))) is None
+
+
+def test_map_with_mask_keeps_a_tensor_without_a_mask_unmasked():
+    def double(tensor):
+        return ops.repeat(tensor, 2, axis=0)
+
+    masked = _keras.set_mask(ops.ones((2, 1)), ops.convert_to_tensor([[True], [False]]))
+    outputs = _keras.map_with_mask(double, masked)
+    np.testing.assert_array_equal(as_numpy(outputs), np.ones((4, 1)))
+    np.testing.assert_array_equal(as_numpy(_keras.get_mask(outputs)), [[True], [True], [False], [False]])
+    outputs = _keras.map_with_mask(double, ops.ones((2, 1)))
+    assert tuple(outputs.shape) == (4, 1)
+    assert _keras.get_mask(outputs) is None
+
+
+def test_a_reduction_has_the_name_and_dtype_of_its_loss():
+    loss = L.MeanSquaredError(name="mine", dtype="float64")
+    reduction = _keras.Reduction(loss)
+    assert (reduction.name, reduction.dtype, reduction.reduction) == ("mine", "float64", "sum_over_batch_size")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_masks_do_not_change_the_dtype(dtype):
+    masked = _keras.set_mask(ops.ones((2, 1), dtype=dtype), ops.convert_to_tensor([[True], [False]]))
+    assert keras.backend.standardize_dtype(masked.dtype) == dtype
+    outputs = _keras.MapWithMask(lambda tensor: tensor, name="mine")(masked)
+    assert keras.backend.standardize_dtype(outputs.dtype) == dtype
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
@@ -79,6 +119,12 @@ def test_get_loss_accepts_names_functions_and_losses(rng):
     assert _keras.get_loss(mine).name == "mine"
     assert _keras.get_loss_function(_keras.get_loss(mine)) is mine
     np.testing.assert_allclose(float(_keras.get_loss(mine)(y[:, 0], z)), np.abs(y - z).mean(), rtol=1e-5)
+
+    class CallableObject:
+        def __call__(self, y_true, y_pred):
+            return mine(y_true, y_pred)
+
+    assert _keras.get_loss(CallableObject()).name == "CallableObject"
     huber = L.Huber()
     assert _keras.get_loss(huber) is huber
 

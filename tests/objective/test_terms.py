@@ -163,6 +163,20 @@ def test_targets_with_a_last_axis_of_one_are_squeezed_as_in_keras(rng):
     np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [(L.SparseCategoricalCrossentropy(from_logits=True), (8, 5)), (L.CategoricalCrossentropy(from_logits=True), (8,))],
+)
+def test_targets_of_a_wrong_shape_raise_the_error_of_keras(loss, shape):
+    y, z = ops.zeros(shape, dtype="int32"), ops.zeros((8, 5))
+    with pytest.raises(Exception) as expected:  # noqa: PT011, each backend has its own
+        loss(y, z)
+    current = CurrentStep()
+    with current.set(Step(alpha=1.0, layout=PassLayout(2))), pytest.raises(type(expected.value)) as received:
+        output_losses(loss, "auto", None, current)(y, z)
+    assert str(received.value) == str(expected.value)
+
+
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
 def test_without_a_divergence_the_loss_is_the_mean_over_the_passes(reduction, rng):
     y, z = rng.normal(size=(2, 8, 3)).astype("float32")

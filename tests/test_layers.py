@@ -63,6 +63,13 @@ def test_the_mask_of_the_wrapped_layer_is_passed_on(inner, shape, rng, recwarn):
     assert not [warning for warning in recwarn if "does not support masking" in str(warning.message)]
 
 
+def test_compute_mask_is_that_of_the_wrapped_layer():
+    x, mask = ops.ones((2, 3, 4)), ops.convert_to_tensor([[True, True, False]] * 2)
+    kept = RDrop(layers.Dropout(0.5)).compute_mask(x, mask)
+    np.testing.assert_array_equal(ops.convert_to_numpy(kept), ops.convert_to_numpy(mask))
+    assert RDrop(layers.GlobalAveragePooling1D()).compute_mask(x, mask) is None
+
+
 def test_divergence_is_added_only_in_training(rng):
     x = rng.normal(size=(4, 5)).astype("float32")
     inner = layers.Dropout(0.5)

@@ -80,10 +80,10 @@ class Work:
 
 @pytest.fixture
 def one_of_two(parallel, monkeypatch):
-    """The other process does the same as this one."""
+    """The other process does the same as this one, but its logs are larger by 1."""
 
     def all_reduce(tensor, async_op=False):
-        return Work(tensor) if async_op else Work(tensor).wait()
+        return Work(tensor) if async_op else tensor.add_(tensor + 1)
 
     def all_gather_object(objects, value):
         objects[:] = [value] * len(objects)
@@ -94,20 +94,22 @@ def one_of_two(parallel, monkeypatch):
     return parallel
 
 
-def dense_model():
+def dense_model(layers=2):
     keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), keras.layers.Dense(3)])
+    dense = [keras.layers.Dense(3, use_bias=False) for _ in range(layers)]
+    model = keras.Sequential([keras.Input((4,)), *dense])
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
 
 
-def test_gradients_and_logs_are_averaged(one_of_two, rng):
+@pytest.mark.parametrize("layers", [1, 2])  # each has one variable
+def test_gradients_and_logs_are_averaged(layers, one_of_two, rng):
     """Two equal processes train like one. Their sums are twice as large, so they must be divided by two."""
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
-    model, plain = dense_model(), dense_model()
+    model, plain = dense_model(layers), dense_model(layers)
     logs = model.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[one_of_two]).history["loss"]
     expected = plain.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"]
-    np.testing.assert_allclose(logs, expected, rtol=1e-6)
+    np.testing.assert_allclose(logs, np.add(expected, 0.5), rtol=1e-6)
     for actual, desired in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-7)
 

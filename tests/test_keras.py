@@ -109,6 +109,27 @@ def test_reduction_does_not_change_the_sample_weights(rng):
     assert _keras.copy_weights(None) is None
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_targets_in_range_have_weight_1(shape):
+    targets = ops.reshape(ops.convert_to_tensor([0, 4, 1, 3]), shape)
+    np.testing.assert_array_equal(as_numpy(_keras.target_weights(targets, 5)), np.ones(shape))
+
+
+@pytest.mark.parametrize("target", [-100, -1, 5])
+def test_targets_out_of_range_have_the_cross_entropy_or_the_error_of_keras(target, rng):
+    targets = ops.convert_to_tensor([0, target, 4])
+    logits = ops.convert_to_tensor(rng.normal(size=(3, 5)).astype("float32"))
+    try:
+        expected = as_numpy(ops.sparse_categorical_crossentropy(targets, logits, from_logits=True))
+    except Exception as error:
+        with pytest.raises((ValueError, type(error)), match=r"Expected targets in \[0, 5\)\. To leave out padding"):
+            _keras.target_weights(targets, 5)
+    else:
+        if np.isnan(expected[1]):  # TensorFlow on a GPU
+            pytest.skip("the values are NaN")
+        np.testing.assert_array_equal(as_numpy(_keras.target_weights(targets, 5)), [1, expected[1], 1])
+
+
 def test_get_loss_accepts_names_functions_and_losses(rng):
     def mine(y_true, y_pred):
         return ops.mean(ops.abs(y_true - y_pred), axis=-1)

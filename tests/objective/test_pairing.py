@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.known_noise import train
 
-from keras_rdrop._objective.pairing import check_divergence, output_losses, supports_last_layer
+from keras_rdrop._objective.pairing import check_divergence, output_losses, sort_by_output, supports_last_layer
 from keras_rdrop._objective.terms import SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
@@ -171,3 +171,17 @@ def test_structures_of_different_sizes_raise_an_error(name):
     structures = {"divergence": "auto", "loss_weights": None, name: [None, None, None]}
     with pytest.raises(ValueError, match=f"Expected `{name}` to have one entry for each loss in"):
         output_losses(["mse", "mse"], structures["divergence"], structures["loss_weights"], CurrentStep())
+
+
+def test_sort_by_output_follows_the_order_of_the_losses():
+    value = {"a": 1, "b": 2}
+    by_name = sort_by_output("divergence", value, {"b": "mse", "a": "mae"}, ["a", "b"])
+    assert list(by_name.items()) == [("b", 2), ("a", 1)]
+    assert sort_by_output("divergence", value, ["mse", "mae"], ["b", "a"]) == [2, 1]
+    assert sort_by_output("divergence", value, "mse", None) is value
+    assert sort_by_output("divergence", [1, 2], {"b": "mse", "a": "mae"}, ["a", "b"]) == [1, 2]
+    for keys in ({"a": 1}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 2}):
+        with pytest.raises(
+            ValueError, match="Expected `divergence` to have the names of the outputs as keys: ..b', 'a"
+        ):
+            sort_by_output("divergence", keys, ["mse", "mae"], ["b", "a"])

@@ -163,3 +163,25 @@ def test_half_precision_floatx_does_not_change_the_dtype_of_the_divergence():
 def test_a_single_prediction_raises_an_error():
     with pytest.raises(ValueError, match="Expected two or more predictions"):
         divergences.symmetric_kl([[0.5, 0.5]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_get_accepts_the_name_of_a_function_and_any_loss(kind):
+    function, cls = KINDS[kind][0], CLASSES[kind]
+    loss = divergences.get(function.__name__)
+    assert type(loss) is cls
+    assert loss.get_config() == cls().get_config()
+    assert divergences.get(loss) is loss
+    huber = keras.losses.Huber()
+    assert divergences.get(huber) is huber
+
+
+@pytest.mark.parametrize("identifier", ["kl", "auto", "", None, 1, ["symmetric_kl"], divergences.symmetric_kl])
+def test_get_rejects_anything_else(identifier):
+    with pytest.raises(ValueError, match="Expected `divergence` to be a `keras.losses.Loss` or one of .'symmetric_kl'"):
+        divergences.get(identifier)
+
+
+def test_the_name_of_a_loss_class_is_that_of_its_function():
+    assert divergences.SymmetricKL().name == "symmetric_kl"
+    assert divergences.MeanSquaredDifference(name="mine").name == "mine"

@@ -63,6 +63,13 @@ def test_the_mask_of_the_wrapped_layer_is_passed_on(inner, shape, rng, recwarn):
     assert not [warning for warning in recwarn if "does not support masking" in str(warning.message)]
 
 
+def test_compute_mask_is_that_of_the_wrapped_layer():
+    x, mask = ops.ones((2, 3, 4)), ops.convert_to_tensor([[True, True, False]] * 2)
+    kept = RDrop(layers.Dropout(0.5)).compute_mask(x, mask)
+    np.testing.assert_array_equal(ops.convert_to_numpy(kept), ops.convert_to_numpy(mask))
+    assert RDrop(layers.GlobalAveragePooling1D()).compute_mask(x, mask) is None
+
+
 def test_divergence_is_added_only_in_training(rng):
     x = rng.normal(size=(4, 5)).astype("float32")
     inner = layers.Dropout(0.5)
@@ -72,6 +79,29 @@ def test_divergence_is_added_only_in_training(rng):
     layer(x, training=True)
     (loss,) = layer.losses
     assert loss > 0.1
+
+
+def test_by_default_half_of_the_mean_squared_difference_is_added(rng):
+    x = rng.normal(size=(4, 5)).astype("float32")
+    layer = RDrop(AlternatingFactor(), name="mine")
+    layer(x, training=True)
+    expected = reference.mean_squared_difference(*(x.astype("float64") * factor for factor in FACTORS))
+    np.testing.assert_allclose([float(loss) for loss in layer.losses], [np.mean(expected) / 2], rtol=1e-5)
+    assert layer.name == "mine"
+
+
+def test_both_runs_get_all_arguments(rng):
+    class Affine(AlternatingFactor):
+        def call(self, inputs, scale, shift=0.0, training=None):
+            return super().call(inputs, training) * scale + shift
+
+    x, scale, shift = rng.normal(size=(3, 4, 5)).astype("float32")
+    layer = RDrop(Affine())
+    outputs = layer(x, scale, shift=shift, training=True)
+    first, second = (x.astype("float64") * factor * scale + shift for factor in FACTORS)
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs), first, rtol=1e-5)
+    expected = np.mean(reference.mean_squared_difference(first, second)) / 2
+    np.testing.assert_allclose([float(loss) for loss in layer.losses], [expected], rtol=1e-5)
 
 
 def test_each_output_has_its_own_divergence(rng):
@@ -141,6 +171,7 @@ def test_divergence_is_float32_in_mixed_precision(rng):
     [
         ({"alpha": -1.0}, "Expected `alpha` to be a finite float >= 0. Received: alpha=-1.0"),
         ({"alpha": float("nan")}, "Received: alpha=nan"),
+        ({"alpha": float("inf")}, "Received: alpha=inf"),
         ({"alpha": "1"}, "Received: alpha='1'"),
         ({"divergence": "auto"}, "Expected `divergence` to be a .*Loss.*Received: divergence='auto'"),
         ({"divergence": "kl"}, "Expected `divergence` to be"),

@@ -32,9 +32,11 @@ def test_elements_of_the_ignored_class_do_not_count(rng):
 
 
 def test_serialization_preserves_the_config(rng):
-    loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=0, label_smoothing=0.2, reduction="sum")
+    options = {"from_logits": True, "ignore_class": 0, "label_smoothing": 0.2, "reduction": "sum", "name": "mine"}
+    loss = SparseCategoricalCrossentropy(**options)
     restored = L.deserialize(L.serialize(loss))
     assert restored.get_config() == loss.get_config()
+    assert {name: restored.get_config()[name] for name in options} == options
     logits, targets = rng.normal(size=(4, 5)).astype("float32"), rng.integers(0, 5, 4)
     assert float(restored(targets, logits)) == float(loss(targets, logits))
 

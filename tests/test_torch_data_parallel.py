@@ -75,3 +75,100 @@ def test_a_failed_training_leaves_no_hooks(parallel, rng, monkeypatch):
         with pytest.raises(RuntimeError, match="interrupted"):
             model.fit(x, y, batch_size=4, verbose=0, callbacks=[parallel, interrupted])
     assert counts[0] == counts[1]
+
+
+class Work:
+    """An asynchronous sum over two processes with equal tensors, which ends when it is waited for."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def wait(self):
+        self.tensor.mul_(2)
+
+
+@pytest.fixture
+def one_of_two(parallel, monkeypatch):
+    """The other process does the same as this one, but its logs are larger by 1."""
+
+    def all_reduce(tensor, async_op=False):
+        return Work(tensor) if async_op else tensor.add_(tensor + 1)
+
+    def all_gather_object(objects, value):
+        objects[:] = [value] * len(objects)
+
+    monkeypatch.setattr(parallel._distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(parallel._distributed, "all_gather_object", all_gather_object)
+    parallel.processes = 2
+    return parallel
+
+
+def dense_model(layers=2):
+    keras.utils.set_random_seed(1)
+    dense = [keras.layers.Dense(3, use_bias=False) for _ in range(layers)]
+    model = keras.Sequential([keras.Input((4,)), *dense])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+@pytest.mark.parametrize("layers", [1, 2])  # each has one variable
+def test_gradients_and_logs_are_averaged(layers, one_of_two, rng):
+    """Two equal processes train like one. Their sums are twice as large, so they must be divided by two."""
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    model, plain = dense_model(layers), dense_model(layers)
+    logs = model.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[one_of_two]).history["loss"]
+    expected = plain.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"]
+    np.testing.assert_allclose(logs, np.add(expected, 0.5), rtol=1e-6)
+    for actual, desired in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-7)
+
+
+def test_after_training_gradients_are_no_longer_averaged(one_of_two, rng):
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    model = dense_model()
+    model.fit(x, y, verbose=0, callbacks=[one_of_two])
+    one_of_two.processes = 0  # an average would divide by zero
+    model.fit(x, y, verbose=0)
+    assert all(np.all(np.isfinite(weight)) for weight in model.get_weights())
+
+
+def test_training_starts_from_the_variables_of_process_0_with_a_seed_per_process(one_of_two, monkeypatch):
+    import torch
+
+    sources = []
+
+    def broadcast(tensor, src):
+        sources.append(src)
+        tensor.fill_(7)
+
+    def broadcast_object_list(objects, src):
+        sources.append(src)
+        objects[:] = [100]
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast_object_list)
+    seeds = []
+    for rank in (0, 1):
+        one_of_two.rank = rank
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)])
+        model.compile("adam", "mse")
+        model.optimizer.build(model.trainable_variables)
+        one_of_two.set_model(model)
+        one_of_two.set_params({"steps": 2})
+        one_of_two.on_train_begin()
+        one_of_two.on_train_end()
+        for variable in [*model.trainable_variables, *model.optimizer.variables]:
+            assert np.all(keras.ops.convert_to_numpy(variable) == 7)
+        assert torch.initial_seed() == 100 + rank
+        seeds.append(keras.ops.convert_to_numpy(model.layers[0].seed_generator.state))
+    assert set(sources) == {0}
+    assert np.any(seeds[0] != seeds[1])
+
+
+def test_different_numbers_of_steps_raise_an_error(one_of_two, rng, monkeypatch):
+    def all_gather_object(objects, value):
+        objects[:] = [value, value + 1]
+
+    monkeypatch.setattr(one_of_two._distributed, "all_gather_object", all_gather_object)
+    with pytest.raises(ValueError, match=r"Expected the same number of steps .* Received: steps=\[2, 3\]"):
+        dense_model().fit(np.zeros((8, 4)), np.zeros(8), batch_size=4, verbose=0, callbacks=[one_of_two])

@@ -10,23 +10,34 @@ from keras_rdrop import RDropModel
 from keras_rdrop._objective.pairing import output_losses
 from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
+from keras_rdrop.divergences import SymmetricKL
 
 L = keras.losses
 
 
 def test_output_loss_equals_the_compiled_loss_outside_training(rng):
     current = CurrentStep()
-    loss = L.SparseCategoricalCrossentropy(from_logits=True)
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, reduction="sum", dtype="float16")
     output_loss = output_losses(loss, "auto", None, current)
     y, z, weights = rng.integers(0, 5, 4), rng.normal(size=(4, 5)), rng.uniform(size=4)
     assert float(output_loss(y, z, weights)) == float(loss(y, z, weights))
+    assert float(output_loss(y, z)) == float(loss(y, z))
     assert (output_loss.name, output_loss.reduction, output_loss.dtype) == (loss.name, loss.reduction, loss.dtype)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_symmetric_kl_of_one_class_raises_an_error(axis):
+    output_loss = output_losses("mse", SymmetricKL(from_logits=True, axis=axis), None, CurrentStep())
+    shape = (4, 3, 1) if axis == -1 else (4, 1, 3)
+    with pytest.raises(ValueError, match=r"Expected predictions of two or more classes.* Received: .*\(4, "):
+        output_loss(np.zeros(shape), np.zeros(shape))
+    assert float(output_loss(np.zeros((4, 3, 3)), np.zeros((4, 3, 3)))) == 0.0
 
 
 def test_a_step_collects_the_weighted_divergence(rng):
     current = CurrentStep()
     output_loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), "auto", 0.5, current)
-    y, z = np.repeat(rng.integers(0, 5, 4), 2), rng.normal(size=(8, 5)).astype("float32")
+    y, z = np.repeat([0, 1, 4, 2], 2), rng.normal(size=(8, 5)).astype("float32")
     step = Step(alpha=1.0, layout=PassLayout(2))
     with current.set(step):
         loss = output_loss(keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(z))
@@ -38,17 +49,20 @@ def test_a_step_collects_the_weighted_divergence(rng):
 
 @pytest.mark.parametrize("weighted", ["", "weighted", "weights in a column"])
 @pytest.mark.parametrize(
-    "targets", ["sparse", "sparse column", "one-hot", "sequence", "one-hot sequence", "regression"]
-)
-def test_unlabelled_rows_count_only_in_the_divergence(targets, weighted, rng):
-    shape = (4, 3) if "sequence" in targets else (4,)
+    ("targets", "shape"),
+    [
+        ("sparse", (4,)), ("sparse", (4, 3)), ("sparse", (4, 1)), ("sparse column", (4,)),
+        ("one-hot", (4,)), ("one-hot", (4, 3)), ("one-hot", (4, 1)), ("regression", (4,)),
+    ],
+)  # fmt: skip
+def test_unlabelled_rows_count_only_in_the_divergence(targets, shape, weighted, rng):
     width = 1 if targets == "regression" else 5
     x, noise = rng.normal(size=(*shape, width)), rng.uniform(size=(8, *shape[1:], width))
     labels = rng.integers(0, 5, shape)
     labelled = rng.uniform(size=shape) < 0.5
     weights = rng.uniform(0.5, 2, shape) if weighted else None
     y = np.where(labelled, labels, -1)
-    one_hot = targets.startswith("one-hot")
+    one_hot = targets == "one-hot"
     if one_hot:
         y = np.where(labelled[..., None], np.eye(5)[labels], -1)
     if targets == "sparse column":

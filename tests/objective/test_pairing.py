@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.known_noise import train
 
-from keras_rdrop._objective.pairing import output_losses
+from keras_rdrop._objective.pairing import check_divergence, output_losses, sort_by_output, supports_last_layer
 from keras_rdrop._objective.terms import SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
@@ -108,3 +108,80 @@ def test_crossentropy_is_resolved_from_the_shapes(name, shape, targets, same_as,
 def test_an_explicit_divergence_works_with_a_loss_without_logits():
     divergence = SymmetricKL(from_logits=True)
     assert output_losses("mse", divergence, None, CurrentStep()).divergence is divergence
+
+
+@pytest.mark.parametrize(
+    ("loss", "loss_from_logits"),
+    [
+        (L.SparseCategoricalCrossentropy(from_logits=True), True),
+        (L.CategoricalCrossentropy(), False),
+        ("sparse_categorical_crossentropy", False),
+        (L.binary_crossentropy, False),
+        (L.KLDivergence(), False),
+        ("kl_divergence", False),
+    ],
+)
+def test_the_divergence_must_take_logits_if_and_only_if_the_loss_does(loss, loss_from_logits):
+    for divergence in (SymmetricKL, BernoulliSymmetricKL):
+        matching = divergence(from_logits=loss_from_logits)
+        assert output_losses(loss, matching, None, CurrentStep()).divergence is matching
+        other = divergence(from_logits=not loss_from_logits)
+        with pytest.raises(ValueError, match=f"Expected `divergence` to have from_logits={loss_from_logits} like the"):
+            output_losses(loss, other, None, CurrentStep())
+
+
+def test_only_a_sparse_cross_entropy_from_logits_supports_the_last_layer():
+    for loss, expected in [
+        (L.SparseCategoricalCrossentropy(from_logits=True), True),
+        (SparseCategoricalCrossentropy(from_logits=True), True),
+        (L.SparseCategoricalCrossentropy(), False),
+        (L.CategoricalCrossentropy(from_logits=True), False),
+        ("mse", False),
+        (None, False),
+    ]:
+        assert supports_last_layer(output_losses(loss, "auto", None, CurrentStep())) is expected
+
+
+@pytest.mark.parametrize("divergence", ["auto", None, "symmetric_kl", L.MeanSquaredError(), [None, "auto"]])
+def test_check_divergence_accepts_names_losses_and_structures(divergence):
+    check_divergence(divergence)
+
+
+@pytest.mark.parametrize("divergence", ["kl", 1, ["auto", "kl"], {"a": "auto", "b": "kl"}])
+def test_check_divergence_rejects_anything_else(divergence):
+    with pytest.raises(ValueError, match="Expected `divergence` to be"):
+        check_divergence(divergence)
+
+
+def test_each_output_has_its_own_loss_divergence_and_weight():
+    """As in Keras, a list may stand in for a dict, and an output without a loss has `None`."""
+    loss = {"a": "mse", "b": None, "c": "crossentropy"}
+    outputs = output_losses(loss, [None, None, "auto"], [0.5, 1.0, 2.0], CurrentStep())
+    assert outputs["b"] is None
+    assert (outputs["a"].name, outputs["a"].divergence, outputs["a"].loss_weight) == ("mse", None, 0.5)
+    assert (outputs["c"].name, outputs["c"].loss_weight) == ("crossentropy", 2.0)
+    outputs = output_losses(loss, "auto", None, CurrentStep())
+    assert outputs["b"] is None
+    assert type(outputs["a"].divergence) is MeanSquaredDifference
+    assert (outputs["a"].loss_weight, outputs["c"].loss_weight) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["divergence", "loss_weights"])
+def test_structures_of_different_sizes_raise_an_error(name):
+    structures = {"divergence": "auto", "loss_weights": None, name: [None, None, None]}
+    with pytest.raises(ValueError, match=f"Expected `{name}` to have one entry for each loss in"):
+        output_losses(["mse", "mse"], structures["divergence"], structures["loss_weights"], CurrentStep())
+
+
+def test_sort_by_output_follows_the_order_of_the_losses():
+    value = {"a": 1, "b": 2}
+    by_name = sort_by_output("divergence", value, {"b": "mse", "a": "mae"}, ["a", "b"])
+    assert list(by_name.items()) == [("b", 2), ("a", 1)]
+    assert sort_by_output("divergence", value, ["mse", "mae"], ["b", "a"]) == [2, 1]
+    assert sort_by_output("divergence", value, "mse", None) is value
+    assert sort_by_output("divergence", [1, 2], {"b": "mse", "a": "mae"}, ["a", "b"]) == [1, 2]
+    for keys in ({"a": 1}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 2}):
+        with pytest.raises(
+            ValueError, match="Expected `divergence` to have the names of the outputs as keys: ..b', 'a"
+        ):
+            sort_by_output("divergence", keys, ["mse", "mae"], ["b", "a"])

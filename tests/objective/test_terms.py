@@ -1,15 +1,20 @@
 """Compares the loss and the divergence of one output with the NumPy reference, and joint terms with separate terms."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keras import ops
 from support import reference
+from support.gradients import value_and_gradient
 from support.known_noise import KnownNoise, train
 from support.straightforward import UnoptimizedSymmetricKL
 
 from keras_rdrop import RDropModel
+from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._objective import terms
 from keras_rdrop._objective.pairing import output_losses
 from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
@@ -148,6 +153,67 @@ def test_joint_terms_are_used_for_the_pairs_that_the_kernel_supports(loss, diver
 def test_joint_terms_support_only_the_shapes_of_the_kernel(loss, y_true, y_pred, supported):
     joint = JointTerms(loss, SymmetricKL(from_logits=True))
     assert joint.supports_shapes(np.zeros(y_true), np.zeros(y_pred)) is supported
+    assert joint.supports_shapes(None, np.zeros(y_pred)) is False
+
+
+def test_targets_with_a_last_axis_of_one_are_squeezed_as_in_keras(rng):
+    x, noise, y = rng.normal(size=(4, 5)), rng.uniform(size=(8, 5)), np.eye(5)[rng.integers(0, 5, 4)]
+    loss = L.CategoricalCrossentropy(from_logits=True)
+    logs, expected = (train(loss, x, targets, noise) for targets in (y[..., None], y))
+    np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [(L.SparseCategoricalCrossentropy(from_logits=True), (8, 5)), (L.CategoricalCrossentropy(from_logits=True), (8,))],
+)
+def test_targets_of_a_wrong_shape_raise_the_error_of_keras(loss, shape):
+    y, z = ops.zeros(shape, dtype="int32"), ops.zeros((8, 5))
+    with pytest.raises(Exception) as expected:  # noqa: PT011, each backend has its own
+        loss(y, z)
+    current = CurrentStep()
+    with current.set(Step(alpha=1.0, layout=PassLayout(2))), pytest.raises(type(expected.value)) as received:
+        output_losses(loss, "auto", None, current)(y, z)
+    assert str(received.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_without_a_divergence_the_loss_is_the_mean_over_the_passes(reduction, rng):
+    y, z = rng.normal(size=(2, 8, 3)).astype("float32")
+    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(2))
+    with current.set(step):
+        loss = output_losses(L.MeanSquaredError(reduction=reduction), None, None, current)(y, z)
+    rows = np.mean(np.square(y - z), axis=-1)
+    np.testing.assert_allclose(float(loss), rows.mean() if reduction != "sum" else rows.sum() / 2, rtol=1e-5)
+    assert step.divergences == [0.0]
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
+def test_terms_computed_with_the_last_layer_have_the_same_values_and_gradient(reduction, rng):
+    features, y = rng.normal(size=(8, 3, 4)).astype("float32"), rng.integers(0, 5, (8, 3))
+    mask = ops.convert_to_tensor(rng.uniform(size=(8, 3)) < 0.7)
+    y, *weights = (ops.convert_to_tensor(array) for array in (y, *rng.uniform(size=(2, 8, 3)).astype("float32")))
+    layer = keras.layers.Dense(5, kernel_initializer="normal")
+    layer.build((None, 3, 4))
+    layout = PassLayout(2, fraction=0.5)
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2, reduction=reduction)
+    joint = JointTerms(loss, SymmetricKL(from_logits=True, reduction=reduction))
+
+    def total(features, last_layer):
+        features = MASKED(features, mask=mask)
+        y_pred = layer(features) if last_layer is None else features
+        step = Step(alpha=3.0, layout=layout, last_layer=last_layer)
+        loss, divergence = joint(step, OutputBatch(y, y, y_pred, *weights))
+        return loss + 3.0 / 2 * layout.divergence_scale(y_pred) * divergence
+
+    (value, gradient), (expected, expected_gradient) = (
+        value_and_gradient(functools.partial(total, last_layer=last_layer), features)
+        for last_layer in (LastLayer(layer), None)
+    )
+    np.testing.assert_allclose(float(value), float(expected), rtol=1e-5)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected_gradient), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.slow

@@ -35,6 +35,14 @@ def test_complete_repeats_the_remaining_rows(count, fraction, rng):
     np.testing.assert_array_equal(as_numpy(actual), np.repeat(as_numpy(array), count, axis=0))
 
 
+def test_vectors_are_widened(rng):
+    """Such as labels."""
+    vector = ops.convert_to_tensor(rng.integers(0, 5, 3))
+    first, second, third = as_numpy(vector)
+    np.testing.assert_array_equal(as_numpy(PassLayout(2).widen(vector)), [first, first, second, second, third, third])
+    np.testing.assert_array_equal(as_numpy(PassLayout(2, 0.5).widen(vector)), [first, first, second, second, third])
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_group_collects_the_copies_from_spread(count, rng):
     array = rng.normal(size=(4, 2)).astype("float32")
@@ -47,6 +55,13 @@ def test_group_collects_the_copies_from_spread(count, rng):
 def test_group_keeps_the_order_of_rows_and_passes():
     groups = as_numpy(PassLayout(3).group(ops.arange(6)))
     np.testing.assert_array_equal(groups, [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 2), (6, 2, 3)])
+def test_ungroup_is_the_inverse_of_group(shape, rng):
+    array = rng.normal(size=shape).astype("float32")
+    passes = PassLayout(3)
+    np.testing.assert_array_equal(as_numpy(passes.ungroup(passes.group(ops.convert_to_tensor(array)))), array)
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("sum", 2.0), ("sum_over_batch_size", 6.0), (None, 6.0)])
@@ -63,6 +78,7 @@ def test_divergence_scale_is_the_ratio_of_all_rows_to_repeated_rows():
     y_pred = ops.ones((20, 5))  # two passes over 10 rows
     assert PassLayout(2).divergence_scale(y_pred) == 1.0
     assert float(PassLayout(2, 0.3).divergence_scale(y_pred)) == pytest.approx(10 / 3)
+    assert float(PassLayout(4, 0.3).divergence_scale(y_pred)) == pytest.approx(5 / 2)  # 1.5 rows are rounded up
 
 
 def test_scalars_and_none_are_returned_unchanged():

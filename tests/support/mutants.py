@@ -140,10 +140,12 @@ def main():
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import hypothesis.extra.numpy  # noqa: F401, imported once for all forks
-    import keras  # noqa: F401
+    import keras
+    import pytest  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
+    keras.utils.set_random_seed(0)  # Keras imports TensorFlow here, once instead of in every fork
     path = str(ROOT / "keras_rdrop" / args.module)
     source = Path(path).read_text()
     name = "keras_rdrop." + args.module.removesuffix(".py").replace("/", ".")
@@ -153,16 +155,17 @@ def main():
         if not passes(MutantFinder(name, path, source), tests, limit=600):
             raise SystemExit(f"The tests fail without a change: {tests}")
         limits.append(4 * (time.monotonic() - start) + 20)
-    count, survivors = 0, 0
+    count, survivors = 0, [0] * len(stages)
     for line, code in mutants(source):
         count += 1
-        if all(
-            passes(MutantFinder(name, path, code), tests, limit) for tests, limit in zip(stages, limits, strict=True)
-        ):
-            survivors += 1
+        for stage, (tests, limit) in enumerate(zip(stages, limits, strict=True)):
+            if not passes(MutantFinder(name, path, code), tests, limit):
+                break
+            survivors[stage] += 1
+        else:
             changed = set(code.splitlines()) - set(ast.unparse(ast.parse(source)).splitlines())
             print(f"{args.module}:{line}: {' '.join(sorted(changed)).strip()}", flush=True)
-    print(f"{args.module}: {survivors} of {count} mutants survive")
+    print(f"{args.module}: of {count} mutants, {' and then '.join(map(str, survivors))} survive")
 
 
 if __name__ == "__main__":

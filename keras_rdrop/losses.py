@@ -56,10 +56,11 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         uniform = ops.full_like(y_pred, 1 / y_pred.shape[-1])
         uniform_loss = keras.losses.categorical_crossentropy(uniform, y_pred, self.from_logits)
         loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * uniform_loss
-        loss *= ops.reshape(target_weights(y_true, y_pred.shape[-1]), ops.shape(loss))
+        y_true = ops.reshape(y_true, ops.shape(loss))
         if self.ignore_class is None:
-            return loss
-        valid = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(loss))
+            return loss * target_weights(y_true, y_pred.shape[-1])
+        valid = ops.not_equal(y_true, self.ignore_class)
+        loss *= target_weights(ops.where(valid, y_true, 0), y_pred.shape[-1])
         return set_mask(ops.where(valid, loss, 0.0), valid)
 
     def get_config(self) -> dict[str, Any]:

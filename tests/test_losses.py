@@ -31,6 +31,17 @@ def test_elements_of_the_ignored_class_do_not_count(rng):
     np.testing.assert_allclose(float(loss(targets[:, None], logits)), float(expected), rtol=1e-5)
 
 
+@pytest.mark.parametrize("ignored", [-1, 7])
+def test_the_ignored_class_may_be_out_of_range(ignored, rng):
+    logits, targets = rng.normal(size=(4, 5)).astype("float32"), np.array([0, ignored, 2, 3])
+    valid = targets != ignored
+    loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored, label_smoothing=0.2)
+    expected = L.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(
+        np.eye(5)[targets[valid]], logits[valid]
+    )
+    np.testing.assert_allclose(float(loss(targets, logits)), float(expected), rtol=1e-5)
+
+
 def test_serialization_preserves_the_config(rng):
     options = {"from_logits": True, "ignore_class": 0, "label_smoothing": 0.2, "reduction": "sum", "name": "mine"}
     loss = SparseCategoricalCrossentropy(**options)

@@ -73,11 +73,21 @@ class PreprocessingModel(keras.Model):
 
     @overrides(keras.Model.predict)
     def predict(self, **arguments: Any) -> Any:
+        self._configure_base()
         return self.base.predict(**arguments)
 
     @overrides(keras.Model.predict_on_batch)
     def predict_on_batch(self, **arguments: Any) -> Any:
+        self._configure_base()
         return self.base.predict_on_batch(**arguments)
+
+    def _configure_base(self) -> None:
+        """Makes the base predict as this model was compiled to, unless the base was compiled itself."""
+        if self.compiled and not self.base.compiled:
+            for name in ("run_eagerly", "steps_per_execution", "jit_compile"):
+                if getattr(self.base, name) != getattr(self, name):
+                    setattr(self.base, name, getattr(self, name))
+                    self.base.predict_function = None
 
     def _preprocesses(self) -> bool:
         # A task without a preprocessor is an ordinary model, and Keras reads arrays faster than `_Rows` does.

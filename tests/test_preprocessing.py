@@ -87,3 +87,40 @@ def test_signatures_match_keras(name):
     for argument, parameter in expected.parameters.items():
         assert found.parameters[argument].default == parameter.default, argument
         assert found.parameters[argument].kind == parameter.kind, argument
+
+
+class Counted(keras.layers.Layer):
+    """Counts the calls of its Python code."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs
+
+
+def test_predict_uses_the_settings_of_compile(rng):
+    layer = Counted()
+    base = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.3), layer, keras.layers.Dense(2)])
+    model = RDropModel(base)
+    x = rng.normal(size=(12, 3)).astype("float32")
+    model.compile("sgd", "mse", run_eagerly=True)
+    before = layer.calls
+    model.predict(x, batch_size=3, verbose=0)
+    assert layer.calls - before >= 4  # once per batch
+    if keras.backend.backend() != "torch":  # Keras always runs eagerly there, one step at a time
+        model.compile("sgd", "mse", steps_per_execution=2)
+        expected = model.predict(x, batch_size=3, verbose=0)
+        before = layer.calls
+        np.testing.assert_array_equal(model.predict(x, batch_size=3, verbose=0), expected)
+        assert layer.calls == before
+        assert base.steps_per_execution == 2
+
+
+def test_predict_keeps_the_settings_of_a_base_that_is_compiled(rng):
+    base = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.3), keras.layers.Dense(2)])
+    base.compile(run_eagerly=True)
+    model = RDropModel(base)
+    model.compile("sgd", "mse")
+    model.predict(rng.normal(size=(4, 3)), verbose=0)
+    assert base.run_eagerly

@@ -58,9 +58,9 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * uniform_loss
         y_true = ops.reshape(y_true, ops.shape(loss))
         if self.ignore_class is None:
-            return loss * target_weights(y_true, y_pred.shape[-1])
+            return ops.multiply(loss, target_weights(y_true, y_pred.shape[-1]))
         valid = ops.not_equal(y_true, self.ignore_class)
-        loss *= target_weights(ops.where(valid, y_true, 0), y_pred.shape[-1])
+        loss = ops.multiply(loss, target_weights(ops.where(valid, y_true, 0), y_pred.shape[-1]))
         return set_mask(ops.where(valid, loss, 0.0), valid)
 
     def get_config(self) -> dict[str, Any]:

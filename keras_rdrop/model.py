@@ -264,7 +264,7 @@ class RDropModel(PreprocessingModel):
         divergence = sum(step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]
         self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), sample_weight=rows)
-        return loss + step.alpha / 2 * divergence
+        return loss + ops.multiply(step.alpha / 2, divergence)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         if self._has_no_logits():

@@ -161,8 +161,8 @@ class RDropModel(PreprocessingModel):
         is_traced = getattr(self, "train_function", None) is not None
         if is_traced and (is_schedule or isinstance(self._alpha, LearningRateSchedule)):
             raise ValueError(
-                "Expected `alpha` to be a float, because a schedule is compiled into the training step. Call `compile` "
-                f"before you set it. Received: alpha={alpha!r} after alpha={self._alpha!r}"
+                "Expected `alpha` to remain a float or the same schedule, because a schedule is part of the step. "
+                f"Call `compile` before you set it. Received: alpha={alpha!r} after alpha={self._alpha!r}"
             )
         self._alpha = alpha if is_schedule else float(alpha)
         if not is_schedule:

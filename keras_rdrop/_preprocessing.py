@@ -131,8 +131,9 @@ class _Rows(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        batch = tree.map_structure(_strings_as_list, _take(self._data, rows))
-        return self._base.preprocess_samples(*batch)
+        batch = _take(self._data, rows)
+        convert = _strings_as_tensor if any(map(_is_ragged, tree.flatten(batch))) else _strings_as_list
+        return self._base.preprocess_samples(*tree.map_structure(convert, batch))
 
     def on_epoch_end(self) -> None:
         if self._shuffle:
@@ -177,9 +178,22 @@ def _is_ragged(tensor: Any) -> bool:
 
 def _strings_as_list(array: Any) -> Any:
     """Converts arrays of strings to lists, because some tokenizers accept only lists."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "OSU":
+    if not _is_strings(array):
         return array
     return [row.decode() if isinstance(row, bytes) else row for row in array.tolist()]
+
+
+def _strings_as_tensor(array: Any) -> Any:
+    """Converts arrays of strings to tensors of TensorFlow: Keras does not accept lists beside ragged tensors."""
+    if not _is_strings(array):
+        return array
+    import tensorflow as tf
+
+    return tf.constant(array)
+
+
+def _is_strings(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
 
 
 def _count_rows(data: Any) -> int:

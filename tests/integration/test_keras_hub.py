@@ -6,7 +6,7 @@ import pytest
 from support.bases import build_task, example_data
 from support.reference import rdrop_loss
 from support.table import sparse_ce
-from support.tasks import causal_lm, text_classifier
+from support.tasks import causal_lm, gemma3, text_classifier
 
 from keras_rdrop import RDropModel
 
@@ -103,6 +103,21 @@ def test_datasets_that_the_task_does_not_accept(model, data):
         model.base.fit(data, verbose=0)
     with pytest.raises(ValueError, match="Expected `x`, `y` and `sample_weight` to be lists.*Received: data of type"):
         model.fit(data, verbose=0)
+
+
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_raw_images_and_prompts(is_ragged):
+    """A row of a ragged tensor holds one image or none."""
+    import tensorflow as tf
+
+    images = np.ones((4, 1, 8, 8, 3), "float32")
+    if is_ragged:
+        images = tf.RaggedTensor.from_row_lengths(images[:2, 0], [1, 0, 1, 0])
+    prompts = ["the fox <start_of_image>", "the fox" if is_ragged else "the fox <start_of_image>"] * 2
+    data = {"prompts": prompts, "responses": ["the earth"] * 4, "images": images}
+    model = RDropModel(gemma3())
+    model.compile("sgd", sparse_ce())
+    assert model.fit(data, batch_size=2, verbose=0).history["divergence"][0] > 0
 
 
 def test_validation_and_weights(model):

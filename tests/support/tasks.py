@@ -44,3 +44,25 @@ def seq2seq_lm():
 def image_classifier(dropout):
     backbone = models.ViTBackbone((8, 8, 3), (4, 4), 1, 2, 8, 16, dropout_rate=dropout, attention_dropout=dropout)
     return models.ViTImageClassifier(backbone, num_classes=CLASSES, dropout=dropout)
+
+
+def gemma3():
+    """A causal language model that reads images, with the tokenizer of the tests of KerasHub."""
+    from keras_hub.src.models.gemma3.gemma3_image_converter import Gemma3ImageConverter
+    from keras_hub.src.models.gemma3.gemma3_vision_encoder import Gemma3VisionEncoder
+    from keras_hub.src.tests.mocks.mock_gemma3_tokenizer import MockGemma3Tokenizer
+
+    tokenizer = MockGemma3Tokenizer()
+    preprocessor = models.Gemma3CausalLMPreprocessor(
+        tokenizer, Gemma3ImageConverter(image_size=(8, 8)), sequence_length=12, max_images_per_prompt=1,
+        num_vision_tokens_per_image=4,
+    )  # fmt: skip
+    vision_encoder = Gemma3VisionEncoder(
+        image_size=8, patch_size=2, pool_size=2, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8,
+        output_dim=8,
+    )  # fmt: skip
+    backbone = models.Gemma3Backbone(
+        tokenizer.vocabulary_size(), image_size=8, num_layers=1, num_query_heads=2, num_key_value_heads=1, hidden_dim=8,
+        intermediate_dim=8, head_dim=4, vision_encoder=vision_encoder, dropout=0.1,
+    )  # fmt: skip
+    return models.Gemma3CausalLM(backbone=backbone, preprocessor=preprocessor)

@@ -69,6 +69,16 @@ def test_chunks_have_nearly_equal_sizes_that_fit_the_device(on_cpu, expected):
     assert int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu)) == expected
 
 
+def test_chunks_hold_a_limited_number_of_bytes(monkeypatch):
+    """Ten rows of two passes are three chunks, where at most four rows of float32 logits fit."""
+    monkeypatch.setattr(last_layer, "_MAX_ROWS_CPU", 100)
+    monkeypatch.setattr(last_layer, "_CHUNK_CPU", 4 * (2 * CLASSES * 4) + 1)
+    targets = ops.zeros((5, 2, 2), dtype="int32")
+    assert int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu=True)) == 4
+    monkeypatch.setattr(last_layer, "_CHUNK_CPU", 1)
+    assert int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu=True)) == 1
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 3), (2, 3, 2, 2)])
 def test_terms_and_gradients_match_automatic_differentiation(shape, use_bias, rng):

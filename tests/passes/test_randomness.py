@@ -115,6 +115,13 @@ def test_a_layer_without_a_seed_generator_is_random_by_the_name_of_its_rate(name
     assert may_be_random(layer)
 
 
+def test_an_operation_of_keras_is_not_random():
+    inputs = keras.Input((2,))
+    operation = keras.Model(inputs, keras.ops.relu(inputs)).operations[-1]
+    assert isinstance(operation, keras.Operation)
+    assert not may_be_random(operation)
+
+
 def test_shares_noise_detects_noise_shared_by_the_batch():
     assert shares_noise(layers.Dropout(0.1, noise_shape=(1, 3)))
     assert shares_noise(layers.RandomCrop(2, 2))

@@ -169,6 +169,7 @@ class RDropModel(PreprocessingModel):
             self.divergence_tracker.set_alpha(self, self._alpha)
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        kwargs.pop("kwargs", None)  # to build the model, Keras passes `kwargs={}`, which few bases accept
         if not training:
             return self.base(inputs, training=training, **kwargs)
         if self._current.step is None:

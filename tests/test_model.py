@@ -330,6 +330,15 @@ def test_a_saved_base_is_a_plain_keras_model(rng, tmp_path):
     np.testing.assert_array_equal(restored.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
+@pytest.mark.parametrize("wrap", [lambda base: base, Wrapper], ids=["sequential", "subclass"])
+def test_a_base_that_is_not_built_is_built_before_the_first_step(wrap, rng):
+    """A `Sequential` of Keras 3.16 that is first called with `training=False` in another model keeps that value."""
+    base = wrap(keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(CLASSES)]))
+    model = RDropModel(base)
+    model.compile("sgd", sparse_ce())
+    assert model.fit(*data(rng), verbose=0).history["divergence"][0] > 1e-3
+
+
 def test_inputs_reach_the_base_without_a_cast():
     class Base(keras.Model):
         def call(self, inputs):

@@ -154,3 +154,12 @@ def get_loss(identifier: Any) -> keras.losses.Loss:
 def get_loss_function(loss: keras.losses.Loss) -> Callable[..., Tensor] | None:
     """Returns the function that a loss of Keras wraps, or `None` for any other loss."""
     return getattr(loss, "fn", None)
+
+
+def distributes_torch() -> bool:
+    """Whether `fit` averages gradients over processes on PyTorch, as from Keras 3.16 on."""
+    try:
+        keras.distribution.list_devices("cpu")
+    except AttributeError:
+        return False
+    return True

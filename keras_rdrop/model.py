@@ -231,7 +231,8 @@ class RDropModel(PreprocessingModel):
 
     def make_train_function(self, force: bool = False) -> Any:
         # Since the last time, the base may have been built or its dropout rates may have changed.
-        if self.train_function is None or force:
+        is_new = self.train_function is None or force
+        if is_new:
             self._training_graph = self._find_training_graph()
             if self.fuse_head and self._training_graph.last_layer is None:
                 found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
@@ -239,8 +240,10 @@ class RDropModel(PreprocessingModel):
                 raise ValueError(f"{expected}. Received: {found}.")
             self._check_rows()
             self._check_randomness()
+        train_function = super().make_train_function(force)
+        if is_new:
             randomness.offset_replica_seeds(self)
-        return super().make_train_function(force)
+        return train_function
 
     def train_step(self, *args: Any) -> Any:
         # TensorFlow and PyTorch pass (data), JAX passes (state, data).
@@ -274,10 +277,12 @@ class RDropModel(PreprocessingModel):
 
     def get_metrics_result(self) -> dict[str, Any]:
         # Compiled metrics need logits. If the loss computes the last layer, evaluation is the first to build them.
-        if self._has_no_logits() or not all(getattr(metric, "built", True) for metric in self.metrics):
+        if not all(getattr(metric, "built", True) for metric in self.metrics):
             return {metric.name: metric.result() for metric in self.metrics if metric.name in ("loss", "divergence")}
         results = super().get_metrics_result()
-        if self._current.step is None:  # evaluation reports the metrics of the base
+        if self._has_no_logits():
+            results = {name: results[name] for name in ("loss", "divergence")}
+        elif self._current.step is None:  # evaluation reports the metrics of the base
             results.pop("divergence")
         return results
 

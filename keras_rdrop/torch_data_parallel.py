@@ -1,10 +1,11 @@
-"""Data-parallel training in several processes on PyTorch, which Keras 3.15 does not offer."""
+"""Data-parallel training in several processes on PyTorch, for Keras versions before 3.16."""
 
 from typing import Any
 
 import keras
 from keras import tree
 
+from keras_rdrop._keras import distributes_torch
 from keras_rdrop._passes.randomness import offset_seeds
 
 
@@ -18,7 +19,7 @@ class TorchDataParallel(keras.callbacks.Callback):
     even if all processes use the same seed.
 
     This callback works for any Keras model, with and without R-Drop. On JAX and TensorFlow, use `keras.distribution`
-    and `tf.distribute` instead. Once `keras.distribution` supports PyTorch, use that.
+    and `tf.distribute` instead, and from Keras 3.16 on `keras.distribution` on PyTorch too.
 
     It reads the environment that `torchrun` sets, and starts `torch.distributed` unless it is already running: with
     NCCL on GPUs, with gloo on CPUs.
@@ -45,7 +46,7 @@ class TorchDataParallel(keras.callbacks.Callback):
             raise RuntimeError(
                 f"Expected the PyTorch backend. Received: the backend '{keras.backend.backend()}'. {use}"
             )
-        if _keras_is_data_parallel():
+        if distributes_torch():
             raise RuntimeError(
                 "Expected a Keras whose `fit` does not average the gradients of several processes. Received: "
                 f"Keras {keras.__version__}. Use `keras.distribution` instead."
@@ -110,12 +111,3 @@ class TorchDataParallel(keras.callbacks.Callback):
         for reduction in self._reductions:
             reduction.wait()
         self._reductions.clear()
-
-
-def _keras_is_data_parallel() -> bool:
-    """Whether `keras.distribution` knows PyTorch."""
-    try:
-        keras.distribution.list_devices("cpu")
-    except AttributeError:
-        return False
-    return True

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_rdrop import RDropModel, TorchDataParallel, torch_data_parallel
+from keras_rdrop import RDropModel, TorchDataParallel
+from keras_rdrop._keras import distributes_torch
 
 ON_TORCH = keras.backend.backend() == "torch"
 
@@ -21,7 +22,7 @@ def parallel(monkeypatch):
         pytest.skip("the class is for PyTorch")
     import torch
 
-    if torch_data_parallel._keras_is_data_parallel():
+    if distributes_torch():
         pytest.skip("this Keras averages gradients itself")
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)

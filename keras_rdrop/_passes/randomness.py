@@ -66,10 +66,17 @@ def offset_seeds(model: keras.Model, replica: Any) -> None:
 
 
 def offset_replica_seeds(model: keras.Model) -> None:
-    """On TensorFlow, offsets the seeds of each replica of a `tf.distribute` strategy.
+    """Offsets the seeds of each replica that Keras trains, on TensorFlow and PyTorch.
 
     Keras gives all replicas the same seeds, so all of them would draw the same dropout masks.
     """
+    if getattr(model, "ddp_model", None) is not None:  # on PyTorch, from Keras 3.16 on
+        import torch
+
+        rank = torch.distributed.get_rank()
+        torch.manual_seed(int(torch.randint(2**32, ())) + rank)  # dropout without a seed draws from this generator
+        offset_seeds(model, rank)
+        return
     strategy = getattr(model, "distribute_strategy", None)
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return

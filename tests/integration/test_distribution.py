@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from support.train_on_devices import CASES, MASKS
 
-from keras_rdrop.torch_data_parallel import TorchDataParallel
+from keras_rdrop import TorchDataParallel
+from keras_rdrop._keras import distributes_torch
 
 BACKEND = keras.backend.backend()
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -33,7 +34,7 @@ ENGINES = [
                 {"engine": "mirrored", "devices": 4},
                 {"engine": "multi_worker", "processes": 2},
             ],
-            "torch": [{"engine": "torchrun", "processes": 2}],
+            "torch": [{"engine": "data_parallel" if distributes_torch() else "torchrun", "processes": 2}],
         }[BACKEND]
     )
 ]
@@ -84,7 +85,7 @@ def trained(cases, engine, devices=1, processes=1):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_training_equals_training_on_one_device(engine, case):
     cases = QUICK if case in QUICK else SLOW
-    (on_one_device,) = trained(cases, ENGINES[0].values[0]["engine"])
+    (on_one_device,) = trained(cases, "one_device")
     expected = on_one_device[case]
     assert min(expected["history"]["divergence"]) > 1e-2
     for found in (cases_of_process[case] for cases_of_process in trained(cases, **engine)):
@@ -100,7 +101,7 @@ def test_devices_draw_different_dropout_masks(engine):
     for found in trained(QUICK, **engine):
         (masks,) = np.array(found[MASKS]["updates"])
         assert np.all(masks.any(axis=1))
-        assert len(np.unique(masks, axis=0)) == len(masks)
+        assert len(np.unique(masks.round(2), axis=0)) == len(masks)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Every Python block of the README and the documentation runs.
 
 The blocks of a page run in order and share one namespace. Blocks in a section that is named after a backend run only on
-that backend.
+that backend, and those for some versions of Keras only with these versions.
 """
 
 import re
@@ -16,9 +16,16 @@ from support import tasks
 
 import keras_rdrop
 from keras_rdrop import RDropModel
+from keras_rdrop._keras import distributes_torch
 
 ROOT = Path(__file__).parents[2]
-BACKENDS = {"TensorFlow": "tensorflow", "JAX": "jax", "PyTorch": "torch"}
+BACKEND = keras.backend.backend()
+RUNS = {
+    "TensorFlow": BACKEND == "tensorflow",
+    "JAX": BACKEND == "jax",
+    "PyTorch, before Keras 3.16": BACKEND == "torch" and not distributes_torch(),
+    "PyTorch, from Keras 3.16 on": BACKEND == "torch" and distributes_torch(),
+}
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
 
@@ -41,7 +48,7 @@ def python_blocks(page):
     return [
         expand_snippets(block)
         for section in re.split("^## ", (ROOT / page).read_text(), flags=re.MULTILINE)
-        if BACKENDS.get(section.partition("\n")[0], keras.backend.backend()) == keras.backend.backend()
+        if RUNS.get(section.partition("\n")[0], True)
         for block in re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     ]
 

@@ -73,7 +73,7 @@ def start(engine, devices, process, processes, port):
     """Set up the devices.
 
     Args:
-        engine: The strategy, distribution or launcher.
+        engine: The strategy, distribution or launcher, or "one_device".
         devices: Number of devices per process.
         process: Index of this process.
         processes: Number of processes.
@@ -82,6 +82,8 @@ def start(engine, devices, process, processes, port):
     Returns:
         The scope to build models in, the callbacks for `fit`, and a function that selects the rows of this process.
     """
+    if engine == "one_device":
+        return contextlib.nullcontext(), [], lambda rows: rows
     if engine in ("mirrored", "multi_worker"):
         import tensorflow as tf
 

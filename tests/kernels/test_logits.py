@@ -59,6 +59,7 @@ def test_chunk_size_does_not_change_the_result(size, rng, monkeypatch):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the other backends always compile")
+@pytest.mark.skipif(keras.__version__.startswith("3.14."), reason="its operations break the graph into parts")
 def test_compiled_on_a_gpu_the_result_is_the_same(rng, monkeypatch):
     """On a CPU, this checks that the whole functions can be compiled. The compiler backend runs them eagerly."""
     import torch

@@ -13,8 +13,8 @@ PACKAGE = ("homeassistant==2026.2.3", "8167820cac4b8defe895fd2c36ac23402a445d1fe
 Splits = dict[str, tuple[list[str], list[str]]]
 
 
-def load_messages(source: str, target: str) -> Splits:
-    """Loads messages of 3 to 6 words without markup in two languages. Each source message occurs once."""
+def load_messages(source: str, target: str, max_words: float = 6) -> Splits:
+    """Loads messages of 3 to `max_words` words without markup in two languages. Each source message occurs once."""
     pairs = {}
     for file in translation_files(source):
         translated = file.with_name(f"{target}.json")
@@ -22,7 +22,7 @@ def load_messages(source: str, target: str) -> Splits:
             translations = dict(flatten(read(translated)))
             for key, text in flatten(read(file)):
                 translation = translations.get(key, "")
-                if is_text(text, 3, 6) and is_text(translation, 3, 6) and text != translation:
+                if is_text(text, 3, max_words) and is_text(translation, 3, max_words) and text != translation:
                     pairs.setdefault(text, translation)
     return split(pairs)
 

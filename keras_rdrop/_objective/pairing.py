@@ -46,7 +46,7 @@ def output_losses(
         The structure of `loss`, with an `OutputLoss` for each loss and `None` where `loss` has `None`.
 
     Raises:
-        ValueError: If no divergence follows from a loss, or if the structures do not match.
+        ValueError: If no divergence follows from a loss, if a loss has no reduction, or if the structures do not match.
     """
     divergence = _per_loss("divergence", divergence, loss)
     loss_weights = _per_loss("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
@@ -56,6 +56,9 @@ def output_losses(
             return None
         is_named = isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce")
         loss = _CrossEntropy(name=identifier) if is_named else get_loss(identifier)
+        if loss.reduction in (None, "none"):
+            received = f"the loss '{loss.name}' with reduction={loss.reduction!r}"
+            raise ValueError(f"Expected a loss with a reduction, such as 'sum_over_batch_size'. Received: {received}")
         divergence = _get_divergence(divergence, loss)
         return (CTCOutputLoss if _is_ctc(loss) else OutputLoss)(loss, divergence, loss_weight, current, unlabelled)
 
@@ -74,9 +77,9 @@ def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
     Raises:
         ValueError: If a key is not the name of an output, or if one is missing.
     """
-    names = list(loss) if isinstance(loss, dict) else output_names
-    if not isinstance(value, dict) or names is None:
+    if not isinstance(value, dict) or (output_names is None and not isinstance(loss, dict)):
         return value
+    names = list(loss if isinstance(loss, dict) else output_names)
     if set(value) != set(names):
         raise ValueError(
             f"Expected `{name}` to have the names of the outputs as keys: {names}. Received: {name}={value}"

@@ -72,6 +72,13 @@ def test_an_axis_that_keras_does_not_expose_needs_an_explicit_divergence():
     assert isinstance(output_loss.terms, SeparateTerms)
 
 
+@pytest.mark.parametrize("reduction", [None, "none"])
+def test_a_loss_without_a_reduction_raises_an_error(reduction):
+    """Plain Keras refuses it on JAX and PyTorch. On TensorFlow, it would train on the sum over the passes."""
+    with pytest.raises(ValueError, match="Expected a loss with a reduction.*Received: the loss 'mean_squared_error'"):
+        output_losses(keras.losses.MeanSquaredError(reduction=reduction), "auto", None, CurrentStep())
+
+
 def test_a_loss_function_is_wrapped_as_in_keras(rng):
     """Targets of shape (B,) and predictions of shape (B, 1) are brought to the same rank, as for any Keras loss."""
     x, noise, y = rng.normal(size=(4, 1)), rng.uniform(size=(8, 1)), rng.normal(size=4)

@@ -1,0 +1,263 @@
+"""The tasks of the study: data, network and scores, built with the functions of the examples.
+
+Data is loaded and tokenized once per process. The labelled rows are drawn anew for each seed, so that the spread over
+the seeds includes that of the data.
+"""
+
+import dataclasses
+import functools
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import sacrebleu
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+import image_classification
+import language_modeling
+import text_classification
+import translation
+from common.home_assistant import load_messages
+from common.scores import classification_scores, regression_scores
+from common.sentence_pairs import Preprocessor, train_tokenizer
+from common.small_images import load_mnist
+from common.snippets import load_snippets
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task of the study.
+
+    Args:
+        data: Function from the seed of a cell to a dict of `"train"`, `"validation"` and `"test"`, each a tuple of `x`,
+            `y` and, optionally, sample weights.
+        build: Function from a dropout rate to a network.
+        loss: Function from label smoothing to a loss.
+        validate: Function from a network and a tuple of data to a score. Higher is better.
+        scores: Function from a network and the test data to a dict of scores, the deciding one first.
+        lower_is_better: The scores for which lower is better.
+        unit: Epochs of plain training in one unit of the budget.
+        rungs: The budgets of the ladder, in units.
+        seeds: Number of seeds.
+        batch_size: Rows per step.
+        learning_rate: The middle of the three learning rates that are tried.
+        augment: Optional function from a batch of inputs to a batch of inputs.
+        smooths_labels: Whether the arm with label smoothing applies.
+    """
+
+    data: Callable[[int], dict[str, tuple[Any, ...]]]
+    build: Callable[[float], keras.Model]
+    loss: Callable[[float], keras.losses.Loss]
+    validate: Callable[[keras.Model, tuple[Any, ...]], float]
+    scores: Callable[[keras.Model, tuple[Any, ...]], dict[str, float]]
+    lower_is_better: tuple[str, ...]
+    unit: int
+    rungs: tuple[int, ...] = (1, 2, 4, 8)
+    seeds: int = 5
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    augment: Callable[[Any], Any] | None = None
+    smooths_labels: bool = True
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> keras.losses.Loss:
+    from keras_rdrop.losses import SparseCategoricalCrossentropy
+
+    return SparseCategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+
+
+def predict(network: keras.Model, x: Any) -> np.ndarray:
+    return network.predict(x, batch_size=128, verbose=0)
+
+
+def draw_rows(train: tuple[Any, ...], rows: int | None, seed: int) -> tuple[Any, ...]:
+    """Draws the labelled rows of a seed; all of them if `rows` is `None`."""
+    chosen = np.random.default_rng(seed).permutation(len(train[1]))[:rows]
+    return keras.tree.map_structure(lambda array: array[chosen], train)
+
+
+# Text classification and regression: MiniLM on rated snippets of movie reviews.
+
+
+def _text_arguments(dropout: float = 0.1) -> Any:
+    return text_classification.parse_arguments(["--dropout", str(dropout)])
+
+
+@functools.cache
+def _snippets(kind: str) -> dict[str, tuple[Any, ...]]:
+    splits, _ = load_snippets("movies", kind)
+    preprocessor = text_classification.build_preprocessor(_text_arguments())
+
+    def tokenize(texts: list[str]) -> Any:
+        return keras.tree.map_structure(keras.ops.convert_to_numpy, preprocessor(texts, y=None))
+
+    return {name: (tokenize(texts), labels) for name, (texts, labels) in splits.items()}
+
+
+def _classify(network: keras.Model, data: tuple[Any, ...]) -> dict[str, float]:
+    return classification_scores(predict(network, data[0]), data[1])
+
+
+def _validate_classifier(network: keras.Model, data: tuple[Any, ...]) -> float:
+    scores = _classify(network, data)
+    return scores["accuracy"] - 1e-4 * scores["NLL"]  # equal accuracies are ordered by the NLL
+
+
+def _text(kind: str, rows: int | None, unit: int, **options: Any) -> Task:
+    def data(seed: int) -> dict[str, tuple[Any, ...]]:
+        splits = _snippets(kind)
+        return splits | {"train": draw_rows(splits["train"], rows, seed)}
+
+    def build(dropout: float) -> keras.Model:
+        args = _text_arguments(dropout)
+        preprocessor = text_classification.build_preprocessor(args)
+        classifier = text_classification.build_classifier(args, preprocessor, 2 if kind == "classification" else 1)
+        return keras.Model(classifier.input, classifier.output)
+
+    options = {"unit": unit, "rungs": (1, 2, 4), "seeds": 10, "learning_rate": 5e-5} | options
+    if kind == "classification":
+        lower = ("NLL", "ECE")
+        return Task(data, build, cross_entropy, _validate_classifier, _classify, lower, **options)
+
+    def scores(network: keras.Model, data: tuple[Any, ...]) -> dict[str, float]:
+        return regression_scores(predict(network, data[0])[:, 0], data[1])
+
+    def validate(network: keras.Model, data: tuple[Any, ...]) -> float:
+        return -scores(network, data)["RMSE"]
+
+    def loss(_: float) -> keras.losses.Loss:
+        return keras.losses.MeanSquaredError()
+
+    return Task(data, build, loss, validate, scores, ("RMSE",), smooths_labels=False, **options)
+
+
+# Translation: a transformer from scratch on messages of Home Assistant.
+
+
+def _validate_tokens(network: keras.Model, data: tuple[Any, ...]) -> float:
+    """The cross-entropy per token, without label smoothing, times -1."""
+    model = keras.Model(network.input, network.output)
+    model.compile(loss=cross_entropy())
+    return -model.evaluate(*data[:2], sample_weight=data[2] if len(data) > 2 else None, batch_size=128, verbose=0)
+
+
+@functools.cache
+def _translation_files() -> tuple[Any, dict[str, Any], Any]:
+    splits = load_messages("en", "de")
+    folder = Path(tempfile.mkdtemp())
+    args = translation.parse_arguments([])
+    tokenizer_file = train_tokenizer(splits["train"][0] + splits["train"][1], args.vocabulary_size, folder)
+    preprocessor = Preprocessor(tokenizer_file, args.sequence_length)
+    arrays = {
+        name: keras.tree.map_structure(keras.ops.convert_to_numpy, preprocessor(*rows)) for name, rows in splits.items()
+    }
+    return tokenizer_file, arrays, splits["test"]
+
+
+def _build_translator(dropout: float) -> keras.Model:
+    args = translation.parse_arguments(["--dropout", str(dropout)])
+    return translation.build_translator(args, args.vocabulary_size)
+
+
+def _translation_data(seed: int) -> dict[str, tuple[Any, ...]]:
+    return _translation_files()[1]
+
+
+def _translation_scores(network: keras.Model, data: tuple[Any, ...]) -> dict[str, float]:
+    tokenizer_file, _, (texts, references) = _translation_files()
+    args = translation.parse_arguments([])
+    # Setting the seed discards the loaded SentencePiece model on TensorFlow, so each cell loads it again.
+    preprocessor = Preprocessor(tokenizer_file, args.sequence_length)
+    translations = translation.translate(network, preprocessor, texts, args.beams)
+    return {
+        "BLEU": sacrebleu.corpus_bleu(translations, [references]).score,
+        "chrF": sacrebleu.corpus_chrf(translations, [references]).score,
+    }
+
+
+# Language modelling: documentation of Python.
+
+
+@functools.cache
+def _documentation() -> tuple[Any, dict[str, tuple[Any, ...]], int]:
+    args = language_modeling.parse_arguments([])
+    texts = language_modeling.load_texts(args)
+    tokenizer = language_modeling.build_tokenizer(args, texts["train"][0])
+    splits = {name: language_modeling.preprocess(args, documents, tokenizer) for name, documents in texts.items()}
+    return tokenizer, splits, sum(len(text.split()) for text in texts["test"][0])
+
+
+def _build_language_model(dropout: float) -> keras.Model:
+    args = language_modeling.parse_arguments(["--dropout", str(dropout)])
+    model = language_modeling.build_model(args, _documentation()[0])
+    return keras.Model(model.input, model.output)
+
+
+def _perplexity(network: keras.Model, data: tuple[Any, ...]) -> dict[str, float]:
+    nats = -_validate_tokens(network, data)
+    return {"perplexity": float(np.exp(nats * data[1].size / _documentation()[2]))}  # per word
+
+
+# Images: handwritten digits.
+
+
+@functools.cache
+def _digits() -> dict[str, tuple[Any, ...]]:
+    args = image_classification.parse_arguments([])
+    preprocessor = image_classification.build_preprocessor(args)
+    rows = {name: image_classification.preprocess(args, split, preprocessor) for name, split in load_mnist().items()}
+    return {name: (np.asarray(images), labels) for name, (images, labels) in rows.items()}
+
+
+def _build_vit(dropout: float) -> keras.Model:
+    args = image_classification.parse_arguments(["--dropout", str(dropout)])
+    classifier = image_classification.build_classifier(args, image_classification.build_preprocessor(args), 10)
+    return keras.Model(classifier.input, classifier.output)
+
+
+@functools.cache
+def _translate_pixels() -> Callable[[Any], Any]:
+    return keras.layers.RandomTranslation(0.1, 0.1)
+
+
+TASKS = {
+    "text, 400 labels": _text("classification", 400, 4),
+    "text, 1,600 labels": _text("classification", 1600, 1, rungs=(1, 2, 4, 8)),
+    "text, all labels": _text("classification", None, 1, seeds=5),
+    "text regression": _text("regression", 1600, 1, rungs=(1, 2, 4, 8)),
+    "translation": Task(
+        _translation_data,
+        _build_translator,
+        cross_entropy,
+        _validate_tokens,
+        _translation_scores,
+        (),
+        unit=10,
+        learning_rate=2e-3,
+    ),
+    "language model": Task(
+        lambda seed: _documentation()[1],
+        _build_language_model,
+        cross_entropy,
+        _validate_tokens,
+        _perplexity,
+        ("perplexity",),
+        unit=10,
+        learning_rate=1e-3,
+        smooths_labels=False,
+    ),
+    "images": Task(
+        lambda seed: _digits(),
+        _build_vit,
+        cross_entropy,
+        _validate_classifier,
+        _classify,
+        ("NLL", "ECE"),
+        unit=10,
+        augment=lambda images: keras.ops.convert_to_numpy(_translate_pixels()(images)),
+    ),
+}

@@ -91,12 +91,15 @@ release-notes:
 clean:
 	rm -rf $(VENV) build dist
 
-$(VENV)/.demo-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*,examples]"
-	touch $@
+$(VENV)/.demo-$(KERAS_BACKEND): EXTRAS := $(KERAS_BACKEND),examples
+$(VENV)/.test: EXTRAS := tensorflow,jax,torch,examples,test,docs
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tensorflow,jax,torch,examples,test,docs]"
+# uv takes a sixth of pip's time. It does not read the settings of pip: where it fails for want of them, pip installs.
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}" \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[$(EXTRAS)]" \
+		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 $(BIN)/python:

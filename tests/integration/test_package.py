@@ -121,7 +121,7 @@ def test_release_notes_are_the_section_of_the_version(tmp_path):
     )
 
     def notes(tag):
-        command = ["make", "--silent", "release-notes", f"TAG={tag}"]
+        command = ["make", "--silent", "--no-print-directory", "release-notes", f"TAG={tag}"]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert notes("v1.2.0").stdout.split() == ["###", "Added", "this"]

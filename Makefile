@@ -11,11 +11,12 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-keras behaviour evidence coverage lint docs clean
+.PHONY: demo test test-slow test-keras behaviour evidence coverage lint docs wheel release-notes clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
 
+# On one backend: make test BACKENDS=jax
 test: $(VENV)/.test
 	set -e; for backend in $(BACKENDS); do \
 		echo "== $$backend"; \
@@ -63,20 +64,42 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # The site, in build/site: a broken link is an error.
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
+# The source distribution and the wheel from it, in dist/. The wheel then trains a model in an empty environment.
+wheel:
+	rm -rf dist
+	$(PYTHON) -m venv --clear build/empty
+	build/empty/bin/python -m pip install --quiet --constraint constraints.txt build hatchling
+	build/empty/bin/python -m build --no-isolation
+	$(PYTHON) -m venv --clear build/empty
+	build/empty/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[$(KERAS_BACKEND)]" scikit-learn
+	KERAS_BACKEND=$(KERAS_BACKEND) build/empty/bin/python -m keras_rdrop
+	KERAS_BACKEND=$(KERAS_BACKEND) build/empty/bin/python examples/minimal.py build/digits.keras
+
+# The section of the changelog for a version with a date, such as TAG=v0.1.0.
+release-notes:
+	awk '/^## /{found = index($$0, "## $(TAG:v%=%) (2") == 1; any += found} found && !/^## /; \
+		END{if (!any) {print "Expected a section \"## $(TAG:v%=%) (DATE)\" in CHANGELOG.md" > "/dev/stderr"; exit 1}}' CHANGELOG.md
+
 clean:
 	rm -rf $(VENV) build dist
 
-$(VENV)/.demo-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*,examples]"
-	touch $@
+$(VENV)/.demo-$(KERAS_BACKEND): EXTRAS := $(KERAS_BACKEND),examples
+$(VENV)/.test: EXTRAS := tensorflow,jax,torch,examples,test,docs
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tensorflow,jax,torch,examples,test,docs]"
+# uv takes a sixth of pip's time. It does not read the settings of pip: where it fails for want of them, pip installs.
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}" \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[$(EXTRAS)]" \
+		|| $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 $(BIN)/python:

@@ -157,6 +157,7 @@ def main(argv=None):
             epochs=run.epochs,
             initial_epoch=epochs_done,
             callbacks=run.callbacks(),
+            verbose=run.verbose,
         )
         run.save_result(history, classification_scores(network.predict(test_images, verbose=0), test_labels))
 

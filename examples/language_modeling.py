@@ -150,6 +150,7 @@ def main(argv=None):
             epochs=run.epochs,
             initial_epoch=epochs_done,
             callbacks=run.callbacks(),
+            verbose=run.verbose,
         )
         scores = compute_perplexities(language_model, test_inputs, test_targets, words, args.batch_size)
         run.save_result(history, scores)

@@ -147,6 +147,7 @@ def main(argv=None):
             epochs=run.epochs,
             initial_epoch=epochs_done,
             callbacks=run.callbacks(),
+            verbose=run.verbose,
         )
         summaries = summarize(summarizer, texts, args.batch_size)
         run.save_result(history, compute_rouge(summaries, references))

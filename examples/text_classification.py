@@ -154,6 +154,7 @@ def main(argv=None):
             epochs=run.epochs,
             initial_epoch=epochs_done,
             callbacks=run.callbacks(),
+            verbose=run.verbose,
         )
         outputs = network.predict(test, batch_size=args.batch_size, verbose=0)
         run.save_result(history, compute_scores(outputs, test_labels))

@@ -136,6 +136,7 @@ def main(argv=None):
             epochs=run.epochs,
             initial_epoch=epochs_done,
             callbacks=run.callbacks(),
+            verbose=run.verbose,
         )
         translations = translate(translator, preprocessor, texts, args.beams)
         for name, lines in (("translations", translations), ("references", references)):

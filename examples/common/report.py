@@ -52,11 +52,24 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def print_table(title: str, rows: list[dict[str, str | float]]) -> None:
-    """Prints a table with one line per dict. All dicts have the same keys, the names of the columns."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Prints a table with one column per dict, so that the names of many scores fit 80 columns of text.
+
+    Args:
+        title: The line above the table.
+        rows: One dict per arm, all with the same keys. The value of the first key is the header of its column.
+    """
+    first, *names = rows[0]
+    table = Table(first)
     for row in rows:
-        table.add_row(*[value if isinstance(value, str) else f"{value:.4g}" for value in row.values()])
-    Console().print(table)
+        table.add_column(str(row[first]), justify="right")
+    for name in names:
+        table.add_row(name, *[format_number(row[name]) for row in rows])
+    console = Console(highlight=False)
+    console.print(f"\n{title}")
+    console.print(table)
+
+
+def format_number(value: float) -> str:
+    """Formats a number with four significant digits, and from 1,000 on as a whole number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

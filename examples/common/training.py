@@ -71,6 +71,7 @@ class Run:
         data: Dict of the arguments of `fit` that hold the training data.
         epochs: Number of epochs.
         steps: Number of optimizer steps in all epochs.
+        verbose: The argument of `fit`: a progress bar on a terminal, and one line per epoch in a file or a pipe.
     """
 
     def __init__(self, args: argparse.Namespace, arm: str, train: Any):
@@ -83,6 +84,7 @@ class Run:
         self.steps_per_epoch = count_steps(train, args)
         self.epochs = math.ceil(args.steps / self.steps_per_epoch) if args.steps else args.epochs
         self.steps = self.epochs * self.steps_per_epoch
+        self.verbose = 1 if sys.stdout.isatty() else 2
         self.backup = Backup(args.output / f"backup-{arm}.weights.h5")
         print(f"\n{arm}: {self.epochs} epochs of {self.steps_per_epoch} steps", flush=True)
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +19,9 @@ from support.scripts import import_from
 
 from keras_rdrop import recipes
 
-beam_search, data, distribution, home_assistant, scores, training = (
+beam_search, data, distribution, home_assistant, report, scores, training = (
     import_from("examples", f"common.{name}")
-    for name in ("beam_search", "data", "distribution", "home_assistant", "scores", "training")
+    for name in ("beam_search", "data", "distribution", "home_assistant", "report", "scores", "training")
 )
 
 SCRIPTS = ["translation", "summarization", "language_modeling", "text_classification", "image_classification"]
@@ -88,6 +89,9 @@ def test_smoke(script, tmp_path, capsys):
         assert re.findall(r"(.*): 1 epochs of (\d+) steps", printed) == [("plain", "2"), ("R-Drop", "3")]
     assert "R-Drop" in printed
     assert "The saved model" in printed
+    # `capsys` is no terminal: one line per epoch, without the control characters of a progress bar.
+    assert len(re.findall(r"^\d+/\d+ - .*loss", printed, re.MULTILINE)) == 1 + bool(compare)
+    assert re.search(r"[\b\r\x1b]", printed) is None
     written = json.loads((tmp_path / "report.json").read_text())
     assert [row[""] for row in written["results"]] == ["plain", "R-Drop"][not compare :]
     assert all(np.isfinite(value) for row in written["results"] for value in row.values() if value != row[""])
@@ -95,6 +99,18 @@ def test_smoke(script, tmp_path, capsys):
     assert written["peak_memory_gb"] > 0.1
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     keras.models.load_model(tmp_path / "model.keras", compile=False)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_a_terminal_gets_a_progress_bar(terminal, tmp_path, monkeypatch):
+    args = importlib.import_module("text_classification").parse_arguments(["--smoke", "--output", str(tmp_path)])
+    monkeypatch.setattr("sys.stdout", StringIO())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    run = training.Run(args, "R-Drop", (np.zeros((64, 1)), np.zeros(64)))
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(**run.data, verbose=run.verbose)
+    assert ("━" in sys.stdout.getvalue()) == terminal
 
 
 @pytest.mark.parametrize("name", PREPARED)
@@ -265,6 +281,17 @@ def test_docstrings_of_one_file_are_in_one_split():
     splits = script.load_texts(script.parse_arguments(["--small-data", "docstrings"]))
     lines = {split: {text.partition("\n")[0] for text in texts} for split, (texts,) in splits.items()}
     assert len(set.union(*lines.values())) == sum(map(len, lines.values())) > 1000
+
+
+def test_the_table_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ("accuracy", "NLL", "ECE", "F1", "Matthews", "row passes", "seconds per step", "seconds")
+    rows = [{"": arm, **dict.fromkeys(names, value)} for arm, value in [("plain", 0.12345), ("R-Drop", 1234567.8)]]
+    report.print_table("Snippets about movies, 1000 test rows, seed 0, tensorflow", rows)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    cells = [re.split(r" *[┃│] *", line)[1:-1] for line in printed.splitlines() if re.search("[┃│]", line)]
+    assert cells == [["", "plain", "R-Drop"], *[[name, "0.1235", "1,234,568"] for name in names]]
 
 
 @pytest.mark.slow

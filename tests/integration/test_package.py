@@ -4,10 +4,17 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
+
+import pytest
+import yaml
 
 import keras_rdrop
 
@@ -31,10 +38,17 @@ def test_no_private_keras_api():
         assert not re.search(r"keras\.src|keras_hub\.src", path.read_text()), path
 
 
-def test_wheel(tmp_path):
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """The wheel, and the source distribution that it is built from."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.iterdir()
+    return sorted(folder.iterdir())
+
+
+def test_wheel(distributions):
+    wheel, _ = distributions
     assert wheel.name == f"keras_rdrop-{keras_rdrop.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -47,6 +61,74 @@ def test_wheel(tmp_path):
     assert [r for r in required if r.startswith("keras>")] == [required[0]]
     extras = set(re.findall(r"^Provides-Extra: (\S+)", metadata, re.MULTILINE))
     assert extras == {"tensorflow", "jax", "torch", "hub", "examples", "test", "docs"}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git tells which files belong to the project")
+def test_source_distribution(distributions):
+    _, source = distributions
+    name = f"keras_rdrop-{keras_rdrop.__version__}"
+    assert source.name == f"{name}.tar.gz"
+    with tarfile.open(source) as archive:
+        packed = {path.removeprefix(f"{name}/") for path in archive.getnames()}
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
+    assert packed == {path for path in files if not path.startswith(".ci/") and (ROOT / path).is_file()} | {"PKG-INFO"}
+
+
+def workflows():
+    """The workflows by name, read as text. `BaseLoader` does not read the key `on` as a truth value."""
+    return {path.stem: yaml.load(path.read_text(), yaml.BaseLoader) for path in ROOT.glob(".github/workflows/*.yml")}
+
+
+def make_commands():
+    steps = [step for flow in workflows().values() for job in flow["jobs"].values() for step in job.get("steps", ())]
+    return [step["run"] for step in steps if step.get("run", "").startswith("make ")]
+
+
+@pytest.mark.parametrize("command", sorted(set(make_commands())))
+def test_the_workflows_call_targets_that_exist(command):
+    argv = shlex.split(command.partition(" > ")[0].replace("${{ matrix.backend }}", "torch"))
+    subprocess.run([*argv, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_workflows_test_what_the_package_promises():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (oldest_keras,) = (spec.removeprefix("keras>=") for spec in project["dependencies"])
+    assert f"make test-keras KERAS={oldest_keras}" in make_commands()
+    matrix = workflows()["tests"]["jobs"]["tests"]["strategy"]["matrix"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert matrix["python"] == named
+    assert project["requires-python"] == f">={named[0]}"
+    assert set(matrix["backend"]) == set(project["optional-dependencies"]) & {"tensorflow", "jax", "torch"}
+
+
+def test_the_hooks_are_those_of_make_lint():
+    """The hooks run the tools in `.venv`, so their versions are those of `constraints.txt`."""
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (repository,) = config["repos"]
+    assert repository["repo"] == "local"
+    tools = {Path(hook["entry"].split()[0]) for hook in repository["hooks"] if hook["language"] == "system"}
+    lint = subprocess.run(["make", "--dry-run", "lint"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert tools == {Path(tool) for tool in re.findall(r"^\.venv/bin/(?!python)\S+", lint, re.MULTILINE)}
+    for tool in tools:
+        assert f"\n{tool.name}==" in (ROOT / "constraints.txt").read_text()
+
+
+def test_release_notes_are_the_section_of_the_version(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "CHANGELOG.md").write_text(
+        "## 1.2.1 (unreleased)\n\nnext\n\n## 1.2.0 (2027-01-31)\n\n### Added\n\nthis\n\n## 1.1.0 (2026-12-31)\n\nold\n"
+    )
+
+    def notes(tag):
+        command = ["make", "--silent", "--no-print-directory", "release-notes", f"TAG={tag}"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert notes("v1.2.0").stdout.split() == ["###", "Added", "this"]
+    for tag in ("v1.2.1", "v1.2"):  # not released, and not a version
+        done = notes(tag)
+        assert done.returncode != 0
+        assert "Expected a section" in done.stderr
 
 
 def test_the_version_is_the_same_everywhere():

@@ -1,0 +1,53 @@
+"""Prints the versions and devices that a bug report needs: `python -m keras_rdrop`."""
+
+import importlib
+import importlib.metadata
+import platform
+import textwrap
+
+import keras
+
+import keras_rdrop
+
+
+def _devices() -> list[str]:
+    if keras.backend.backend() != "torch":
+        return list(keras.distribution.list_devices())
+    import torch  # on PyTorch, Keras 3.15 cannot list devices
+
+    accelerator = torch.accelerator.current_accelerator()
+    accelerators = (
+        [] if accelerator is None else [f"{accelerator.type}:{n}" for n in range(torch.accelerator.device_count())]
+    )
+    return [*accelerators, "cpu"]
+
+
+def _keras_hub() -> str:
+    try:
+        return importlib.metadata.version("keras-hub")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """Prints one line per fact, at most 80 columns wide."""
+    backend = keras.backend.backend()
+    facts = {
+        "keras-rdrop": keras_rdrop.__version__,
+        "Keras": keras.__version__,
+        "backend": f"{backend} {importlib.import_module(backend).__version__}",
+        "KerasHub": _keras_hub(),
+        "Python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": ", ".join(_devices()),
+    }
+    for name, value in facts.items():
+        print(
+            textwrap.fill(
+                value, width=80, break_on_hyphens=False, initial_indent=f"{name:13}", subsequent_indent=" " * 13
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

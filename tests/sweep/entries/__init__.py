@@ -21,6 +21,8 @@ class Entry:
         data: Returns `x` and `y` for a random generator. By default, both follow from the inputs and the output.
         loss: Returns the compiled loss. By default, the sparse categorical cross-entropy of logits.
         is_random: Whether the model draws random numbers in training.
+        has_rates: Whether the model is deterministic when its dropout rates are 0.
+        same_masks: Whether the same seed gives the same masks with and without a shared prefix.
         xfail: The reason why the entry is known to fail, by backend.
     """
 
@@ -30,6 +32,8 @@ class Entry:
     data: Callable[[np.random.Generator], Any] | None = None
     loss: Any = None
     is_random: bool = True
+    has_rates: bool = True
+    same_masks: bool = True
     xfail: dict[str, str] | None = None
 
     @property

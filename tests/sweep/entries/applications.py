@@ -1,0 +1,42 @@
+"""Models of keras.applications with random initial weights. Those without dropout end in a head that has it."""
+
+from functools import partial
+
+import keras
+
+from entries import Entry
+
+CLASSES = 3
+IMAGE = (32, 32, 3)
+
+
+def with_top(model, **options):
+    """Build a model whose own top has dropout, or whose blocks have stochastic depth."""
+    return model(weights=None, input_shape=IMAGE, classes=CLASSES, classifier_activation=None, **options)
+
+
+def with_dropout(model, **options):
+    features = model(weights=None, include_top=False, pooling="avg", input_shape=IMAGE, **options)
+    return keras.Sequential([features, keras.layers.Dropout(0.2), keras.layers.Dense(CLASSES)])
+
+
+def mobilenet_v3():
+    return with_top(keras.applications.MobileNetV3Small, minimalistic=True, alpha=0.35)
+
+
+BUILDERS = {
+    "ConvNeXt": partial(
+        keras.applications.convnext.ConvNeXt, [1, 1, 1, 1], [8, 8, 16, 16], 0.3, weights=None, input_shape=IMAGE,
+        classes=CLASSES, classifier_activation=None, include_preprocessing=False,
+    )
+    if hasattr(keras.applications.convnext, "ConvNeXt")
+    else partial(with_top, keras.applications.ConvNeXtTiny),
+    "EfficientNetB0": partial(with_top, keras.applications.EfficientNetB0),
+    "EfficientNetV2B0": partial(with_top, keras.applications.EfficientNetV2B0),
+    "MobileNet": partial(with_top, keras.applications.MobileNet, alpha=0.25, dropout=0.2),
+    "MobileNetV2": partial(with_dropout, keras.applications.MobileNetV2, alpha=0.35),
+    "MobileNetV3Small": mobilenet_v3,
+    "ResNet50V2": partial(with_dropout, keras.applications.ResNet50V2),
+}  # fmt: skip
+
+ENTRIES = [Entry("keras.applications", name, build) for name, build in BUILDERS.items()]

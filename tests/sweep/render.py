@@ -13,9 +13,10 @@ TITLES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 INTRODUCTION = """\
 # Models
 
-`make sweep` builds each model from a tiny configuration and trains it with plain Keras, then with `RDropModel`. {answer}
+`make sweep` builds each model from a tiny configuration and trains it with plain Keras, then with `RDropModel`.
+{answer}
 
-A model works if the following holds. `fit` gives a divergence above 0. `evaluate` and `predict` equal those of the base.
+A model works if all of this holds. `fit` gives a divergence above 0. `evaluate` and `predict` equal those of the base.
 Saving and loading changes no prediction. With its dropout rates at 0, `alpha=0` gives the weights of plain training.
 Training with and without a shared prefix gives the same weights.
 

@@ -43,7 +43,7 @@ MIT = {
     "image_shape": (32, 32, 3), "hidden_dims": [8, 16],
 }  # fmt: skip
 RESNET = {
-    "input_conv_filters": [8], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [8, 16],
+    "input_conv_filters": [8], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64, 64],
     "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2], "block_type": "basic_block",
     "image_shape": (32, 32, 3),
 }  # fmt: skip
@@ -56,7 +56,7 @@ BACKBONES = {
     "BloomBackbone": ENCODER,
     "CSPNetBackbone": {
         "stem_filters": 8, "stem_kernel_size": 3, "stem_strides": 1, "stackwise_depth": [1, 1],
-        "stackwise_strides": [1, 2], "stackwise_num_filters": [8, 16], "block_type": "basic_block",
+        "stackwise_strides": [1, 2], "stackwise_num_filters": [8, 16], "block_type": "dark_block",
         "stage_type": "csp", "output_strides": 32, "bottle_ratio": (0.5, 1.0), "block_ratio": (0.5, 0.5),
         "expand_ratio": (2.0, 1.0), "image_shape": (32, 32, 3),
     },
@@ -148,7 +148,7 @@ BACKBONES = {
     "T5Backbone": ENCODER,
     "T5GemmaBackbone": T5GEMMA,
     "T5Gemma2Backbone": T5GEMMA,
-    "VGGBackbone": {"stackwise_num_repeats": [1, 1], "stackwise_num_filters": [8, 8], "image_shape": IMAGE},
+    "VGGBackbone": {"stackwise_num_repeats": [1, 1], "stackwise_num_filters": [8, 8], "image_shape": (32, 32, 3)},
     "ViTBackbone": {**VIT, "mlp_dim": 16, "dropout_rate": 0.1},
     "ViTDetBackbone": {
         "hidden_size": 8, "num_layers": 1, "intermediate_dim": 16, "num_heads": 2,
@@ -183,6 +183,11 @@ NOT_COVERED = {
     "SigLIPBackbone": "needs a contrastive loss: its logits compare all rows of the batch",
     "StableDiffusion3Backbone": "needs a diffusion loss: the task does not train",
     "VideoPrismBackbone": "needs videos, of several encoders",
+    **{
+        f"{name}{part}Encoder": "is a part of a contrastive model"
+        for name in ("CLIP", "MetaCLIP2", "SigLIP")
+        for part in ("Text", "Vision")
+    },
     "Gemma4AssistantCausalLM": "needs the hidden states of a larger model",
 }
 

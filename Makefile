@@ -51,7 +51,7 @@ FAMILY ?= test
 sweep: $(VENV)/.test
 	mkdir -p build docs
 	set -e; for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow tests/sweep -k "$(FAMILY)" \
+		OMP_NUM_THREADS=1 KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow tests/sweep -k "$(FAMILY)" \
 			--numprocesses $(WORKERS) --dist worksteal --junitxml=build/sweep-$$backend.xml || true; \
 	done
 	$(BIN)/python tests/sweep/render.py build/sweep-*.xml > docs/models.md

@@ -20,22 +20,13 @@ def with_dropout(model, **options):
     return keras.Sequential([features, keras.layers.Dropout(0.2), keras.layers.Dense(CLASSES)])
 
 
-def mobilenet_v3():
-    return with_top(keras.applications.MobileNetV3Small, minimalistic=True, alpha=0.35)
-
-
 BUILDERS = {
-    "ConvNeXt": partial(
-        keras.applications.convnext.ConvNeXt, [1, 1, 1, 1], [8, 8, 16, 16], 0.3, weights=None, input_shape=IMAGE,
-        classes=CLASSES, classifier_activation=None, include_preprocessing=False,
-    )
-    if hasattr(keras.applications.convnext, "ConvNeXt")
-    else partial(with_top, keras.applications.ConvNeXtTiny),
+    "ConvNeXtTiny": partial(with_dropout, keras.applications.ConvNeXtTiny, include_preprocessing=False),
     "EfficientNetB0": partial(with_top, keras.applications.EfficientNetB0),
     "EfficientNetV2B0": partial(with_top, keras.applications.EfficientNetV2B0),
     "MobileNet": partial(with_top, keras.applications.MobileNet, alpha=0.25, dropout=0.2),
     "MobileNetV2": partial(with_dropout, keras.applications.MobileNetV2, alpha=0.35),
-    "MobileNetV3Small": mobilenet_v3,
+    "MobileNetV3Small": partial(with_top, keras.applications.MobileNetV3Small, minimalistic=True),
     "ResNet50V2": partial(with_dropout, keras.applications.ResNet50V2),
 }  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_model(entry, rng, record_property, tmp_path):
     assert (logs["divergence"] > 0) == entry.is_random
     check_inference(trial, model)
     check_saving(trial, model, tmp_path / "model.keras")
-    if entry.same_masks:
+    if entry.same_masks or BACKEND != "torch":
         check_sharing(trial, model, logs, weights)
     if entry.has_rates:
         check_alpha_of_zero(trial)

@@ -17,7 +17,8 @@ def with_top(model, **options):
 
 def with_dropout(model, **options):
     features = model(weights=None, include_top=False, pooling="avg", input_shape=IMAGE, **options)
-    return keras.Sequential([features, keras.layers.Dropout(0.2), keras.layers.Dense(CLASSES)])
+    outputs = keras.layers.Dense(CLASSES)(keras.layers.Dropout(0.2)(features.output))
+    return keras.Model(features.input, outputs)
 
 
 BUILDERS = {
@@ -30,4 +31,8 @@ BUILDERS = {
     "ResNet50V2": partial(with_dropout, keras.applications.ResNet50V2),
 }  # fmt: skip
 
-ENTRIES = [Entry("keras.applications", name, build) for name, build in BUILDERS.items()]
+# Their dropout follows a convolution, whose output is transposed on PyTorch.
+TRANSPOSED = {"MobileNet", "MobileNetV3Small"}
+ENTRIES = [
+    Entry("keras.applications", name, build, same_masks=name not in TRANSPOSED) for name, build in BUILDERS.items()
+]

@@ -255,6 +255,7 @@ ENTRIES = [
         name,
         lambda cls=cls: build(cls),
         is_random=name not in NOT_RANDOM,
+        same_masks=name != "WhisperBackbone",
     )
     for name, cls in sorted(classes().items())
     if reason_not_covered(cls) is None

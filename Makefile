@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-keras behaviour evidence coverage lint docs wheel release-notes clean
+.PHONY: demo test test-slow test-keras behaviour sweep evidence coverage lint docs wheel release-notes clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -46,6 +46,16 @@ behaviour: $(VENV)/.test
 			--junitxml=build/behaviour-$$backend.xml; \
 	done
 	$(BIN)/python tests/behaviour/render.py build/behaviour-*.xml > docs/behaviour.md
+
+# Does RDropModel train every model that Keras trains? One family: `make sweep FAMILY=Bert`.
+FAMILY ?= test
+sweep: $(VENV)/.test
+	mkdir -p build docs
+	set -e; for backend in $(BACKENDS); do \
+		OMP_NUM_THREADS=1 KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow tests/sweep -k "$(FAMILY)" \
+			--numprocesses $(WORKERS) --dist worksteal --junitxml=build/sweep-$$backend.xml || true; \
+	done
+	$(BIN)/python tests/sweep/render.py build/sweep-*.xml > docs/models.md
 
 # Does R-Drop help? Runs what has no result yet, for so many minutes, and renders the results of all.
 evidence: $(VENV)/.test

@@ -1,0 +1,154 @@
+"""Does `RDropModel` train every model that Keras trains, or refuse it with a clear reason?
+
+Every entry is trained with plain Keras first: what Keras cannot train is recorded as such. `make sweep` runs the tests
+and renders docs/models.md. One family: `pytest -m slow tests/sweep -k BERT`.
+"""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from entries import applications, hub, keras_io, random_data
+
+from keras_rdrop import RDropModel
+from keras_rdrop._passes.randomness import all_layers
+
+BACKEND = keras.backend.backend()
+ENTRIES = [*keras_io.ENTRIES, *applications.ENTRIES, *hub.ENTRIES]
+LEARNING_RATE = 0.05
+
+pytestmark = pytest.mark.slow
+
+
+def parameters():
+    for entry in ENTRIES:
+        reason = (entry.xfail or {}).get(BACKEND)
+        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+        yield pytest.param(entry, id=entry.id, marks=marks)
+
+
+class Trial:
+    """A built model of the sweep, its data, and the state to return to before each training."""
+
+    def __init__(self, entry, rng):
+        self.entry = entry
+        self.base = entry.build()
+        self.x, self.y = entry.data(rng) if entry.data else random_data(self.base, rng)
+        self.base.predict(self.x, verbose=0)  # builds a subclassed or Sequential model
+        self.state = [keras.ops.convert_to_numpy(variable) for variable in self.base.variables]
+
+    def fit(self, batch_size=2, **options):
+        """Train one epoch from the first state: the base itself, or an `RDropModel` if there are options for one."""
+        keras.utils.set_random_seed(0)
+        for variable, value in zip(self.base.variables, self.state, strict=True):
+            variable.assign(value)
+        model = RDropModel(self.base, **options) if options else self.base
+        loss = self.entry.loss() if self.entry.loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(LEARNING_RATE), loss)
+        logs = model.fit(self.x, self.y, batch_size=batch_size, shuffle=False, verbose=0).history
+        return model, {name: values[-1] for name, values in logs.items()}, self.base.get_weights()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("entry", list(parameters()))
+def test_model(entry, rng, record_property, tmp_path):
+    record_property("family", entry.family)
+    record_property("model", entry.name)
+    record_property("backend", BACKEND)
+    trial = Trial(entry, rng)
+    try:
+        plain, plain_logs, _ = trial.fit()
+        plain.evaluate(trial.x, trial.y, verbose=0)
+        assert np.isfinite(plain_logs["loss"]), "the loss is not finite"
+    except Exception as error:
+        record_property("keras_cannot", first_line(error))
+        return
+    try:
+        model, logs, weights = trial.fit(alpha=1.0)
+    except ValueError as error:
+        if not first_line(error).startswith("Expected"):
+            raise
+        record_property("refused", first_line(error))
+        return
+    assert np.isfinite(logs["loss"])
+    assert (logs["divergence"] > 0) == entry.is_random
+    check_inference(trial, model)
+    check_saving(trial, model, tmp_path / "model.keras")
+    if entry.same_masks or BACKEND != "torch":
+        check_sharing(trial, model, logs, weights)
+    if entry.has_rates:
+        check_alpha_of_zero(trial)
+
+
+def check_inference(trial, model):
+    """Evaluation and prediction are those of the base, and it generates."""
+    for actual, expected in zip(predictions(model, trial.x), predictions(model.base, trial.x), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    results = model.evaluate(trial.x, trial.y, verbose=0, return_dict=True)
+    model.base.compile(loss=model.loss)
+    expected = model.base.evaluate(trial.x, trial.y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(results["loss"], expected["loss"], rtol=1e-5)
+    generates = isinstance(model.base, hub.models.CausalLM)
+    generates &= trial.entry.name not in hub.NEEDS_PREPROCESSOR_TO_GENERATE
+    if generates and set(trial.x) == {"token_ids", "padding_mask"}:
+        prompt = {**trial.x, "padding_mask": trial.x["padding_mask"] * (np.arange(trial.x["token_ids"].shape[1]) < 4)}
+        generated = model.base.generate(prompt, stop_token_ids=None)["token_ids"]
+        assert np.shape(generated) == trial.x["token_ids"].shape
+
+
+def check_saving(trial, model, path):
+    model.save(path)
+    loaded = keras.saving.load_model(path)
+    assert isinstance(loaded, RDropModel)
+    for actual, expected in zip(predictions(loaded, trial.x), predictions(model, trial.x), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def check_sharing(trial, model, logs, weights):
+    """The shared prefix does not change training."""
+    if "all layers run once per pass" in model.describe_passes():
+        return
+    _, unshared_logs, unshared_weights = trial.fit(alpha=1.0, share_prefix=False)
+    np.testing.assert_allclose(logs["divergence"], unshared_logs["divergence"], rtol=1e-3, atol=1e-6)
+    assert_close(weights, unshared_weights)
+
+
+def check_alpha_of_zero(trial):
+    """Without dropout, a step with alpha=0 is a step of plain training on the same batch."""
+    for layer in all_layers(trial.base):
+        turn_off(layer)
+    _, plain_logs, plain_weights = trial.fit(batch_size=4)
+    _, logs, weights = trial.fit(batch_size=4, alpha=0.0)
+    np.testing.assert_allclose(logs["divergence"], 0, atol=1e-5)
+    np.testing.assert_allclose(logs["loss"], plain_logs["loss"], rtol=1e-4)
+    assert_close(weights, plain_weights)
+
+
+def turn_off(layer):
+    """Set the rates of a layer to 0."""
+    for name, value in list(vars(layer).items()):
+        if isinstance(value, float) and (name.strip("_") in ("rate", "stddev") or "drop" in name):
+            setattr(layer, name, 0.0)
+
+
+def predictions(model, x):
+    return keras.tree.flatten(model.predict(x, verbose=0))
+
+
+def assert_close(weights, expected):
+    for weight, value in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(weight, value, rtol=1e-3, atol=1e-5)
+
+
+def first_line(error):
+    lines = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()
+    return next((line for line in lines if line and not line.startswith("Exception encountered")), repr(error))[:200]
+
+
+def test_every_class_of_keras_hub_is_covered_or_listed(record_property):
+    for name, cls in hub.classes().items():
+        reason = hub.reason_not_covered(cls)
+        if reason is not None:
+            record_property(f"not covered: {name}", reason)
+        assert reason or hub.backbone_of(cls) in hub.BACKBONES, f"add {name} to BACKBONES or NOT_COVERED"

@@ -1,7 +1,7 @@
 """Does R-Drop pay? Runs the cells of `plan.py` that have no result yet.
 
-    KERAS_BACKEND=torch python benchmarks/convergence/run.py --minutes 60
-    KERAS_BACKEND=torch python benchmarks/convergence/run.py --again "text, 400 labels" R-Drop 2 0    # one cell
+    KERAS_BACKEND=torch python benchmarks/convergence/run_study.py --minutes 60
+    KERAS_BACKEND=torch python benchmarks/convergence/run_study.py --again "text, 400 labels" R-Drop 2 0    # one cell
 
 Each cell appends one line to the results file when it is done. A cell that was killed runs again. Several machines can
 each write their own file into the results folder: all files in it are read. Results of several backends are not mixed:

@@ -1,0 +1,156 @@
+"""The study at convergence: its plan, and the training of one cell."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from support.scripts import import_from
+
+plan, run_study, tasks = (import_from("benchmarks/convergence", name) for name in ("plan", "run_study", "tasks"))
+
+ROWS, CLASSES = 16, 3
+
+
+def small_data(seed):
+    rng = np.random.default_rng(seed)
+    splits = {}
+    for name in ("train", "validation", "test"):
+        x = rng.normal(size=(ROWS, 4)).astype("float32")
+        splits[name] = x, x[:, :CLASSES].argmax(-1)
+    return splits
+
+
+def small_network(dropout):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(keras.layers.Dropout(dropout)(inputs)))
+
+
+@pytest.fixture
+def task(monkeypatch):
+    small = tasks.Task(
+        small_data,
+        small_network,
+        tasks.cross_entropy,
+        tasks._validate_classifier,
+        tasks._classify,
+        ("NLL", "ECE"),
+        unit=4,
+        rungs=(1, 2, 4),
+        seeds=2,
+        batch_size=4,
+        learning_rate=0.1,
+    )
+    monkeypatch.setitem(tasks.TASKS, "small", small)
+    return "small"
+
+
+def result(cell, validation):
+    return dataclasses.asdict(cell) | {"validation": validation}
+
+
+def finish_trials(done, task, best):
+    """Finish all trials. `best` is the setting with the highest validation score of its arm."""
+    for cell in plan.pending(done, [task]):
+        assert cell.is_trial
+        done[cell] = result(cell, [float(cell.setting == best[cell.arm])])
+
+
+def finish_tuning(done, task):
+    plain = plan.Setting(0.2, 0.3)
+    with_r_drop = plan.Setting(0.2, 0.1, 3.0)
+    for _ in range(2):  # the trials of R-Drop need the learning rate of plain training
+        finish_trials(done, task, {"plain": plain, "R-Drop": with_r_drop})
+    return plain, with_r_drop
+
+
+def test_both_arms_get_the_same_number_of_trials_and_keep_the_best_setting(task):
+    done = {}
+    plain, with_r_drop = finish_tuning(done, task)
+    arms = [cell.arm for cell in done]
+    assert arms.count("plain") == arms.count("R-Drop") == 12
+    for arm in plan.ARMS:
+        uses_r_drop = plan.ARMS[arm].options is not None
+        assert plan.tuned(done, task, arm) == (with_r_drop if uses_r_drop else plain)
+
+
+@pytest.mark.parametrize(("gains", "last"), [([0.0], 2), ([1.0, 0.0], 4), ([1.0, 1.0], None)])
+def test_a_ladder_ends_where_doubling_the_budget_of_plain_training_gains_less_than_its_deviation(task, gains, last):
+    done = {}
+    plain, _ = finish_tuning(done, task)
+    scores = np.cumsum([0.0, *gains])
+    for budget, score in zip((1, 2, 4), scores, strict=False):
+        for seed in range(2):
+            cell = plan.Cell(task, "plain", budget, seed, plain)
+            done[cell] = result(cell, [score + 0.1 * seed])
+    assert plan.last_rung(done, task) == last
+    budgets = {cell.budget for cell in plan.pending(done, [task])}
+    assert budgets == ({1, 2} if last == 2 else {1, 2, 4})
+
+
+def test_the_first_arms_run_before_the_others_and_nothing_runs_twice(task):
+    done = {}
+    finish_tuning(done, task)
+    cells = list(plan.pending(done, [task]))
+    first = [cell.arm in plan.FIRST for cell in cells]
+    assert first == sorted(first, reverse=True)
+    assert len(set(cells)) == len(cells) == 3 * 2 * len(plan.ARMS)
+    done[cells[0]] = result(cells[0], [0.0])
+    assert list(plan.pending(done, [task])) == cells[1:]
+
+
+@pytest.mark.parametrize(
+    ("arm", "steps"),
+    [("plain", 32), ("R-Drop", 16), ("two passes, alpha 0", 16), ("R-Drop, second half", 21), ("label smoothing", 32)],
+)
+def test_a_cell_makes_the_steps_that_its_budget_allows(task, arm, steps):
+    found = run_study.train(plan.Cell(task, arm, 2, 0, plan.Setting(0.1, 0.3, 1.0)))
+    assert found["row_passes"] == 2 * 4 * ROWS
+    assert found["steps"] == steps
+    assert len(found["validation"]) == 2
+    assert set(found["scores"]) == {"accuracy", "NLL", "ECE"}
+
+
+def test_a_cell_run_again_gives_the_same_scores(task):
+    cell = plan.Cell(task, "R-Drop, second half", 2, 0, plan.Setting(0.1, 0.3, 1.0))
+    first, again = run_study.train(cell), run_study.train(cell)
+    assert first["scores"] == again["scores"]
+    assert first["scores"] != run_study.train(dataclasses.replace(cell, seed=1))["scores"]
+
+
+def test_the_test_scores_of_trials_are_not_computed(task):
+    found = run_study.train(plan.Cell(task, "plain", 1, plan.TUNING_SEEDS[0], plan.Setting(0.1, 0.3)))
+    assert found["scores"] is found["scores_at_end"] is None
+
+
+def test_the_scores_are_those_of_the_best_checkpoint(task, monkeypatch):
+    validated = iter([1.0, 0.0])
+    worse = dataclasses.replace(tasks.TASKS[task], validate=lambda *_: next(validated))
+    monkeypatch.setitem(tasks.TASKS, task, worse)
+    setting = plan.Setting(0.1, 0.3)
+    found = run_study.train(plan.Cell(task, "plain", 2, 0, setting))
+    assert found["scores"] != found["scores_at_end"]
+
+
+def test_the_second_phase_keeps_the_state_of_the_optimizer(task, monkeypatch):
+    """R-Drop with alpha 0 and without dropout continues plain training."""
+    monkeypatch.setitem(plan.ARMS, "switch", plan.Arm(1.0, {"alpha": 0.0}, plain_steps=0.5))
+    plain, switched = (
+        run_study.train(plan.Cell(task, arm, 2, 0, plan.Setting(0.1, 0.0))) for arm in ("plain", "switch")
+    )
+    assert switched["scores"] == pytest.approx(plain["scores"], rel=1e-4)
+    assert switched["validation"] == pytest.approx(plain["validation"], rel=1e-4)
+
+
+def test_each_epoch_has_every_row_once():
+    order = run_study.order_of_rows(10, 6, 5, seed=0).reshape(3, 10)
+    assert [sorted(epoch) for epoch in order.tolist()] == [list(range(10))] * 3
+    assert order[0].tolist() != order[1].tolist()
+
+
+def test_results_are_read_from_all_files(task, tmp_path):
+    cells = [plan.Cell(task, "plain", 1, seed, plan.Setting(0.1, 0.3)) for seed in range(2)]
+    for cell in cells:
+        (tmp_path / f"{cell.seed}.jsonl").write_text(json.dumps(result(cell, [0.5])) + "\n")
+    assert set(plan.load_results(tmp_path)) == set(cells)

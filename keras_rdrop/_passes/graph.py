@@ -7,6 +7,7 @@ repeated at its inputs.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,6 @@ from keras_rdrop._keras import MapWithMask, Tensor, map_with_mask
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.layout import PassLayout
-
-# A batch size that is unlikely to equal any other dimension. It is symbolic, so nothing is allocated.
-_PROBE_ROWS = 100003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, f
     if any(getattr(layer, "optional", False) for layer in base.layers):
         raise _NoTrainingGraph("it has optional inputs")
     # Rebuilt for the probe, the graph raises an error if its rows cannot be repeated.
-    _GraphRebuilder(layout, share_prefix, rows=base.inputs[0].shape[0] or _PROBE_ROWS).rebuild(base)
+    _GraphRebuilder(layout, share_prefix, rows=base.inputs[0].shape[0] or _probe_rows(base)).rebuild(base)
     rebuilder = _GraphRebuilder(layout, share_prefix)
     model = rebuilder.rebuild(base)
     if fuse_head and not rebuilder.frontier:  # no layer is random, so the rows would be repeated after the last layer
@@ -122,6 +120,15 @@ def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, f
         raise _NoTrainingGraph("its first layer may be random")
     model, last_layer = rebuilder.split_last_layer(model) if fuse_head else (rebuilder.flatten_last_layer(model), None)
     return TrainingGraph(layout, model, None, list(rebuilder.frontier), list(rebuilder.shared), last_layer)
+
+
+def _probe_rows(base: keras.Model) -> int:
+    """Returns a batch size that no other dimension has, and that is small.
+
+    On PyTorch, Keras computes the layers that do not support the meta device with real tensors of this size.
+    """
+    sizes = {size for tensor in [*base.inputs, *base.weights] for size in tensor.shape}
+    return next(rows for rows in itertools.count(101) if rows not in sizes)
 
 
 def _is_functional(model: Any) -> bool:

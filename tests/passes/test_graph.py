@@ -171,6 +171,21 @@ def test_describe_passes_counts_every_parameter_once():
     assert "40 of 40 parameters" in RDropModel(base).describe_passes()
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the other backends compute no symbolic calls")
+def test_no_layer_is_computed_with_many_rows():
+    """Keras computes a layer that does not support the meta device with real tensors."""
+    rows = []
+
+    class ReadsValues(layers.Layer):
+        def call(self, inputs):
+            rows.append(len(keras.ops.convert_to_numpy(inputs)))
+            return inputs
+
+    inputs = keras.Input((4,))
+    find_training_graph(keras.Model(inputs, ReadsValues()(layers.Dropout(0.5)(dense()(inputs)))), PassLayout(2))
+    assert max(rows) < 1000
+
+
 def test_the_training_graph_keeps_the_names_of_inputs():
     inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((3,), name="b")}
     base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(layers.Add()([inputs["a"], inputs["b"]]))))
@@ -184,6 +199,13 @@ def folded_rows():
     inputs = keras.Input((4, 3))
     hidden = keras.ops.reshape(layers.Dense(3)(inputs), (-1, 3))
     return keras.Model(inputs, keras.ops.reshape(layers.Dropout(0.5)(hidden), (-1, 4, 3)))
+
+
+def time_steps_first():
+    """Build a base whose first random layer takes time steps as rows, as many as the smallest probe has."""
+    inputs = keras.Input((101, 3))
+    hidden = layers.Dropout(0.5)(keras.ops.transpose(layers.Dense(3)(inputs), (1, 0, 2)))
+    return keras.Model(inputs, keras.ops.transpose(hidden, (1, 0, 2)))
 
 
 def custom_first_layer():
@@ -202,6 +224,7 @@ def unbuilt():
     ("make_base", "reason"),
     [
         (folded_rows, "does not have one row per row of the batch"),
+        (time_steps_first, "does not have one row per row of the batch"),
         (custom_first_layer, "its first layer may be random"),
         (random_first_layer, "its first layer may be random"),
         (unbuilt, "a subclassed or unbuilt base has no graph"),

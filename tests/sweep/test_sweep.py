@@ -36,7 +36,13 @@ class Trial:
         self.base = entry.build()
         self.x, self.y = entry.data(rng) if entry.data else random_data(self.base, rng)
         self.base.predict(self.x, verbose=0)  # builds a subclassed or Sequential model
+        # On PyTorch, dropout without a seed draws its masks in the memory order of its input, which sharing may change.
+        for layer in all_layers(self.base):
+            for value in vars(layer).values():
+                if isinstance(value, keras.random.SeedGenerator):
+                    value._initial_seed = 0
         self.state = [keras.ops.convert_to_numpy(variable) for variable in self.base.variables]
+        self.weights = self.base.get_weights()
 
     def fit(self, batch_size=2, **options):
         """Train one epoch from the first state: the base itself, or an `RDropModel` if there are options for one."""
@@ -65,7 +71,7 @@ def test_model(entry, rng, record_property, tmp_path):
         record_property("keras_cannot", first_line(error))
         return
     try:
-        model, logs, weights = trial.fit(alpha=1.0)
+        model, logs, _ = trial.fit(alpha=1.0)
     except ValueError as error:
         if not first_line(error).startswith("Expected"):
             raise
@@ -75,8 +81,7 @@ def test_model(entry, rng, record_property, tmp_path):
     assert (logs["divergence"] > 0) == entry.is_random
     check_inference(trial, model)
     check_saving(trial, model, tmp_path / "model.keras")
-    if entry.same_masks or BACKEND != "torch":
-        check_sharing(trial, model, logs, weights)
+    check_sharing(trial, model)
     if entry.has_rates:
         check_alpha_of_zero(trial)
 
@@ -105,13 +110,15 @@ def check_saving(trial, model, path):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def check_sharing(trial, model, logs, weights):
-    """The shared prefix does not change training."""
+def check_sharing(trial, model):
+    """The shared prefix does not change a step. In a second one, networks with batch normalization amplify rounding."""
     if "all layers run once per pass" in model.describe_passes():
         return
-    _, unshared_logs, unshared_weights = trial.fit(alpha=1.0, share_prefix=False)
-    np.testing.assert_allclose(logs["divergence"], unshared_logs["divergence"], rtol=1e-3, atol=1e-6)
-    assert_close(weights, unshared_weights)
+    (_, logs, weights), (_, unshared_logs, unshared_weights) = (
+        trial.fit(batch_size=4, alpha=1.0, share_prefix=share_prefix) for share_prefix in (True, False)
+    )
+    np.testing.assert_allclose(logs["divergence"], unshared_logs["divergence"], rtol=1e-2, atol=1e-6)
+    assert_same_update(trial, weights, unshared_weights)
 
 
 def check_alpha_of_zero(trial):
@@ -122,7 +129,7 @@ def check_alpha_of_zero(trial):
     _, logs, weights = trial.fit(batch_size=4, alpha=0.0)
     np.testing.assert_allclose(logs["divergence"], 0, atol=1e-5)
     np.testing.assert_allclose(logs["loss"], plain_logs["loss"], rtol=1e-4)
-    assert_close(weights, plain_weights)
+    assert_same_update(trial, weights, plain_weights)
 
 
 def turn_off(layer):
@@ -136,9 +143,14 @@ def predictions(model, x):
     return keras.tree.flatten(model.predict(x, verbose=0))
 
 
-def assert_close(weights, expected):
-    for weight, value in zip(weights, expected, strict=True):
-        np.testing.assert_allclose(weight, value, rtol=1e-3, atol=1e-5)
+def assert_same_update(trial, weights, expected):
+    """Deep networks with batch normalization over a few pixels amplify rounding, so the weights are compared at once."""
+
+    def update(values):
+        return np.concatenate([np.ravel(after - before) for after, before in zip(values, trial.weights, strict=True)])
+
+    difference = np.linalg.norm(update(weights) - update(expected))
+    assert difference <= 1e-2 * np.linalg.norm(update(expected)) + 1e-6
 
 
 def first_line(error):

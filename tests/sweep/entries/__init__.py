@@ -22,8 +22,6 @@ class Entry:
         loss: Returns the compiled loss. By default, the sparse categorical cross-entropy of logits.
         is_random: Whether the model draws random numbers in training.
         has_rates: Whether the model is deterministic when its dropout rates are 0.
-        same_masks: Whether the same seed gives the same masks on PyTorch with and without a shared prefix: they
-            depend on the order of the memory.
         xfail: The reason why the entry is known to fail, by backend.
     """
 
@@ -34,7 +32,6 @@ class Entry:
     loss: Any = None
     is_random: bool = True
     has_rates: bool = True
-    same_masks: bool = True
     xfail: dict[str, str] | None = None
 
     @property

@@ -31,8 +31,4 @@ BUILDERS = {
     "ResNet50V2": partial(with_dropout, keras.applications.ResNet50V2),
 }  # fmt: skip
 
-# Their dropout follows a convolution, whose output is transposed on PyTorch.
-TRANSPOSED = {"MobileNet", "MobileNetV3Small"}
-ENTRIES = [
-    Entry("keras.applications", name, build, same_masks=name not in TRANSPOSED) for name, build in BUILDERS.items()
-]
+ENTRIES = [Entry("keras.applications", name, build) for name, build in BUILDERS.items()]

@@ -192,8 +192,7 @@ def convnet():
     ])  # fmt: skip
 
 
-# PyTorch draws masks in the order of the memory, which differs for transposed tensors that are repeated.
-@entry("MLP-Mixer", images, same_masks=False)
+@entry("MLP-Mixer", images)
 def mixer():
     inputs = keras.Input((16, 16, 3))
     x = layers.Reshape((16, 8))(layers.Conv2D(8, 4, 4)(inputs))

@@ -4,6 +4,7 @@ The blocks of a page run in order and share one namespace. Blocks in a section t
 that backend, and those for some versions of Keras only with these versions.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -104,6 +105,31 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_d
         namespace |= {"keras": keras, "keras_rdrop": keras_rdrop, "RDropModel": RDropModel} | data
     for block in python_blocks(page):
         exec(compile(block, page, "exec"), namespace)
+
+
+def test_the_costs_in_the_readme_are_those_of_the_results():
+    """The latest result of each network, backend and processor."""
+    times = {}
+    for line in (ROOT / "benchmarks" / "results" / "step.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "--network conv" in record["command"]:
+            continue
+        network = re.search(r"--network (\S+)", record["command"])[1]
+        time = next(row["time / plain, widened"] for row in record["rows"] if row["arm"] == "R-Drop")
+        times.setdefault(network, {})[record["backend"], record["hardware"]] = time
+    readme = (ROOT / "README.md").read_text()
+    rows = {
+        "vision transformer": ("vit", "vit-b16"),
+        "translation transformer": ("translation", "translation-base"),
+        "language model, large vocabulary": ("language_model", "language_model-128k"),
+    }
+    for name, (on_cpu, on_gpu) in rows.items():
+        low, high = min(times[on_cpu].values()), max(times[on_cpu].values())
+        assert f"| {name} | {low:.2f} to {high:.2f} | {times[on_gpu].popitem()[1]:.2f} |" in readme
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()

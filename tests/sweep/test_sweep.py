@@ -144,7 +144,7 @@ def predictions(model, x):
 
 
 def assert_same_update(trial, weights, expected):
-    """Deep networks with batch normalization over a few pixels amplify rounding, so the weights are compared at once."""
+    """Deep networks with batch normalization over a few pixels amplify rounding, so all weights count at once."""
 
     def update(values):
         return np.concatenate([np.ravel(after - before) for after, before in zip(values, trial.weights, strict=True)])

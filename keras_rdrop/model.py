@@ -368,18 +368,17 @@ class RDropModel(PreprocessingModel):
         for layer in filter(randomness.shares_noise, stochastic):
             message = "draws one noise for the whole batch, so it adds nothing to the divergence between the passes."
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
-        has_divergence = any(leaf is not None for leaf in tree.flatten(self.divergence))
-        self._warns_of_no_effect = has_divergence and self.alpha != 0
+        self._warns_of_no_effect = any(leaf is not None for leaf in tree.flatten(self.divergence))
         if not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
 
     def _warn_of_no_effect(self, what: str) -> None:
         """Warns that R-Drop has no effect, once per `compile`."""
-        if self._warns_of_no_effect:
+        if self._warns_of_no_effect and self.alpha != 0:
+            self._warns_of_no_effect = False
             expected = "Expected dropout with a rate above 0, noise or random augmentation."
             message = f"{what}, so R-Drop has no effect. {expected} (KerasHub models may default to 0.)"
             warnings.warn(message, stacklevel=2)
-        self._warns_of_no_effect = False
 
 
 # On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference.
@@ -387,16 +386,17 @@ _ROUNDING = 1e-10
 
 
 class _CheckDivergence(keras.callbacks.Callback):
-    """Warns if the divergence of the whole first epoch is 0, whatever the cause."""
+    """Warns if the divergence of the whole first epoch with an `alpha` is 0, whatever the cause."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         super().__init__()
         self.warn, self.is_first = warn, True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        if self.is_first and logs.get("divergence", math.inf) < _ROUNDING:  # a subclass may log other names
-            self.warn("The divergence between the passes was 0")
-        self.is_first = False
+        if self.is_first and self.model.alpha != 0:
+            self.is_first = False
+            if logs.get("divergence", math.inf) < _ROUNDING:  # a subclass may log other names
+                self.warn("The divergence between the passes was 0")
 
 
 class _DivergenceTracker(keras.metrics.Mean):

@@ -404,12 +404,34 @@ class TestWarnings:
             warnings.simplefilter("error", UserWarning)
             model.fit(*data(rng), verbose=0)
 
+    def test_an_alpha_that_is_set_later_warns_after_the_next_epoch(self, rng):
+        model = RDropModel(dropout_classifier(rate=0.0), alpha=0.0)
+        model.compile("sgd", sparse_ce())
+        ramp = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(model, "alpha", float(epoch)))
+        with pytest.warns(UserWarning, match="The divergence between the passes was 0"):
+            model.fit(*data(rng), epochs=2, verbose=0, callbacks=[ramp])
+
     def test_dropout_that_is_off_warns_after_the_first_epoch(self, rng):
         """A custom layer calls dropout with `training=False`."""
         model = RDropModel(keras.Sequential([keras.Input((8,)), SwitchedOff(), keras.layers.Dense(CLASSES)]))
         model.compile("sgd", sparse_ce())
         with pytest.warns(UserWarning, match="The divergence between the passes was 0"):
             model.fit(*data(rng), verbose=0)
+
+    @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the wrapper is for PyTorch")
+    @pytest.mark.parametrize("rate", [0.0, 0.5])
+    def test_dropout_in_a_torch_module_counts(self, rate, rng):
+        import torch
+
+        module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Dropout(rate))
+        layers = [keras.layers.TorchModuleWrapper(module), keras.layers.Dense(CLASSES)]
+        model = RDropModel(keras.Sequential([keras.Input((8,)), *layers]))
+        model.compile("sgd", sparse_ce())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            divergence = model.fit(*data(rng), verbose=0).history["divergence"][0]
+        assert (divergence > 1e-3) == (rate > 0)
+        assert any("R-Drop has no effect" in str(warning.message) for warning in caught) == (rate == 0)
 
     def test_a_subclass_may_log_other_names(self, rng):
         class Renamed(RDropModel):

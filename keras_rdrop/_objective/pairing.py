@@ -46,7 +46,8 @@ def output_losses(
         The structure of `loss`, with an `OutputLoss` for each loss and `None` where `loss` has `None`.
 
     Raises:
-        ValueError: If no divergence follows from a loss, if a loss has no reduction, or if the structures do not match.
+        ValueError: If no divergence follows from a loss, if a loss has no reduction or ignores unlabelled targets, or
+            if the structures do not match.
     """
     divergence = _per_loss("divergence", divergence, loss)
     loss_weights = _per_loss("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
@@ -59,6 +60,11 @@ def output_losses(
         if loss.reduction in (None, "none"):
             received = f"the loss '{loss.name}' with reduction={loss.reduction!r}"
             raise ValueError(f"Expected a loss with a reduction, such as 'sum_over_batch_size'. Received: {received}")
+        if unlabelled is not None and loss.get_config().get("ignore_class") == unlabelled:
+            received = f"unlabelled={unlabelled} and the loss '{loss.name}' with ignore_class={unlabelled}"
+            raise ValueError(
+                f"Expected `unlabelled` to differ from the `ignore_class` of the loss. Received: {received}"
+            )
         divergence = _get_divergence(divergence, loss)
         return (CTCOutputLoss if _is_ctc(loss) else OutputLoss)(loss, divergence, loss_weight, current, unlabelled)
 

@@ -79,6 +79,14 @@ def test_a_loss_without_a_reduction_raises_an_error(reduction):
         output_losses(keras.losses.MeanSquaredError(reduction=reduction), "auto", None, CurrentStep())
 
 
+def test_a_loss_that_ignores_unlabelled_targets_raises_an_error():
+    """These targets would be left out of the divergence as well."""
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    with pytest.raises(ValueError, match="Expected `unlabelled` to differ from the `ignore_class` of the loss"):
+        output_losses(loss, "auto", None, CurrentStep(), unlabelled=-1)
+    output_losses(loss, "auto", None, CurrentStep(), unlabelled=-2)
+
+
 def test_a_loss_function_is_wrapped_as_in_keras(rng):
     """Targets of shape (B,) and predictions of shape (B, 1) are brought to the same rank, as for any Keras loss."""
     x, noise, y = rng.normal(size=(4, 1)), rng.uniform(size=(8, 1)), rng.normal(size=4)

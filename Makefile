@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-keras behaviour sweep evidence coverage lint docs wheel release-notes clean
+.PHONY: demo test test-slow test-keras behaviour sweep evidence pages coverage lint docs wheel release-notes clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -60,6 +60,12 @@ sweep: $(VENV)/.test
 # Does R-Drop help? Runs what has no result yet, for so many minutes, and renders the results of all.
 evidence: $(VENV)/.test
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python benchmarks/quality/run.py --minutes $(MINUTES)
+	$(BIN)/python benchmarks/quality/evidence.py
+
+# The pages and pictures that show results, from the results alone.
+pages: $(VENV)/.test
+	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/quality/evidence.py
 
 coverage: $(VENV)/.test

@@ -8,25 +8,19 @@ command was run several times on a backend, the latest record counts.
 """
 
 import argparse
-import json
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import records as benchmark_records
 
 HERE = Path(__file__).parent
-BACKENDS = ("tensorflow", "jax", "torch")
-# Older records use these words in the names of arms.
-RENAMED = {"fused": "R-Drop", "unfused": "loss and divergence apart", "head": "fuse_head=True"}
+BACKENDS = tuple(benchmark_records.BACKENDS)
 
 
 def latest(path):
     """Return the latest record of each command and backend, as a dict of dicts."""
     commands = {}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
-        for row in record["rows"]:
-            row["arm"] = re.sub(rf"\b({'|'.join(RENAMED)})\b", lambda match: RENAMED[match[0]], row["arm"])
+    for record in benchmark_records.read(path):
         commands.setdefault(record["command"], {})[record["backend"]] = record
     return commands
 

@@ -1,0 +1,263 @@
+"""Renders `docs/benchmarks.md` from the results. Nothing there is typed by hand.
+
+python benchmarks/render.py
+"""
+
+import dataclasses
+import re
+import textwrap
+from pathlib import Path
+
+from records import BACKENDS, read
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A question, and the script that answers it.
+
+    Args:
+        title: The question.
+        script: Name of the script, without the suffix.
+        text: What is measured, and what the result means.
+        goals: The largest value wanted, by arm and, where it differs, by a part of the command.
+        at_least: Whether the goals are the smallest values wanted.
+        columns: The columns of the results to show. By default, the last one, with a column for each backend.
+    """
+
+    title: str
+    script: str
+    text: str
+    goals: dict[str, float | dict[str, float]] = dataclasses.field(default_factory=dict)
+    at_least: bool = False
+    columns: tuple[str, ...] = ()
+
+
+SECTIONS = [
+    Section(
+        "What does a training step cost?",
+        "step",
+        "Time divided by that of plain training on the same doubled batch. Plain training for twice as many steps "
+        "costs the same. The backbone of the network `conv` has no dropout, so it runs once per row, and the rival is "
+        "plain training on the batch itself.",
+        {"R-Drop": {"vit": 1.05, "translation": 1.10, "language_model": 1.10, "conv": 1.15}},
+    ),
+    Section(
+        "How does it compare with the official recipe?",
+        "official",
+        "Time divided by that of the official recipe in plain PyTorch: two forward passes and `F.kl_div` both ways. "
+        "A network with ten classes has nothing to save in its loss.",
+        {"R-Drop": {"vit": 1.0, "translation": 1.0, "language_model": 0.5}},
+    ),
+    Section(
+        "What do loss and divergence cost for a large vocabulary?",
+        "loss",
+        "Time of loss, divergence and gradient for two passes over 512 rows and 32,000 classes, divided by that of "
+        "Keras's sparse cross-entropy on the same rows. On the GPU there are 4,096 rows.",
+        {"R-Drop": 1.25},
+    ),
+    Section(
+        "What does `fuse_head=True` cost?",
+        "last_layer",
+        "Time of a last layer with loss, divergence and all gradients, divided by that of the layer with Keras's "
+        "sparse cross-entropy. `fuse_head=True` trades some time for memory.",
+        {"fuse_head=True": 1.25},
+    ),
+    Section(
+        "How much memory do they take?",
+        "memory",
+        "Peak memory of loss, divergence and gradient, divided by that of Keras's sparse cross-entropy on the same "
+        "rows. The arms with Dense and `fuse_head=True` include the last layer.",
+        {"R-Drop": 1.0, "Dense, R-Drop": 1.0, "fuse_head=True": 0.4},
+    ),
+    Section(
+        "How large a vocabulary fits?",
+        "capacity",
+        "The largest product of vocabulary V and length T of a language model whose training step fits into 4 GiB, in "
+        "PyTorch.",
+        {"R-Drop": 1.0, "fuse_head=True": 1.0},
+        at_least=True,
+        columns=("V", "T", "V x T / official"),
+    ),
+    Section(
+        "Does the cost grow linearly?",
+        "scaling",
+        "The slope of log time over log size: 1 is linear. TensorFlow's own cross-entropy grows faster than linearly "
+        "as well, because small sizes fit the caches.",
+        dict.fromkeys(("passes", "rows", "vocabulary"), 1.05),
+    ),
+    Section(
+        "What does the compiled program write?",
+        "compiled",
+        "Arrays that XLA stores for loss, divergence and gradient, in units of the logits or, with a last layer, of "
+        "its kernel.",
+    ),
+    Section(
+        "Does the step compile more often than plain training?",
+        "tracing",
+        "Calls of a layer's Python code in three epochs with a scheduled `alpha` and a smaller last batch, divided by "
+        "those of plain training.",
+        {"R-Drop": 1.0},
+    ),
+    Section(
+        "Does memory grow over a long training?",
+        "long",
+        "Growth of memory in the second half of 20,000 steps, in KiB per 1,000 steps.",
+    ),
+    Section(
+        "Does mixed precision change the result?",
+        "precision",
+        "Test loss after training, divided by that of float32 with the same seeds, and the p-value of the difference.",
+        columns=("loss / float32", "p of a difference"),
+    ),
+    Section(
+        "Does it scale over devices?",
+        "devices",
+        "Speed divided by that of plain training on the doubled batch, on the same number of CPU devices or processes.",
+        dict.fromkeys((f"{number} devices" for number in (1, 2, 4, 8)), 0.97),
+        at_least=True,
+    ),
+    Section(
+        "Does it help CTC?",
+        "ctc",
+        "The fraction of rows of handwritten digits that are read without a mistake, and the 95 % interval of the "
+        "difference from alpha 0. It does not help here.",
+        columns=("read right", "low", "high"),
+    ),
+    Section(
+        "Does it help fine-tuning with LoRA?",
+        "lora",
+        "NLL of the first lines of docstrings, by a language model that LoRA moves from the standard library to Keras, "
+        "and the 95 % interval of the difference from plain fine-tuning. It does not help here.",
+        columns=("NLL", "low", "high"),
+    ),
+]
+
+HEAD = """# Benchmarks
+
+{answer}
+
+Times are ratios within one process. The arms run in turns, after a warm-up, and the ratio is the median over the runs.
+Each script in `benchmarks/` prints its table and appends it to `benchmarks/results/`. `make pages` renders this page
+from the latest results.
+
+† misses its goal.
+"""
+
+
+def wrap(text):
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
+def settings_of(record):
+    """The options of a command that change what is measured."""
+    return re.sub(r"python benchmarks/\w+\.py|--(runs|doublings) \d+", "", record["command"]).strip()
+
+
+def latest(script, folder):
+    """Return the latest records as nested dicts: processor, then settings, then backend."""
+    found = {}
+    for record in read(folder / f"{script}.jsonl"):
+        by_settings = found.setdefault(record["hardware"], {})
+        by_settings.setdefault(settings_of(record), {})[record["backend"]] = record
+    return found
+
+
+def goal_of(section, arm, settings):
+    goal = section.goals.get(arm)
+    if isinstance(goal, dict):
+        return next((limit for name, limit in goal.items() if f"--network {name}" in settings), None)
+    return goal
+
+
+def cell(section, row, column, settings):
+    if row is None or column not in row:
+        return ""
+    value = row[column]
+    text = f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    goal = goal_of(section, row["arm"], settings)
+    if goal is None or column != list(row)[-1]:
+        return text
+    missed = value < goal if section.at_least else value > goal
+    return f"{text} †" if round(value, 2) != goal and missed else text
+
+
+def markdown_table(header, lines):
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *lines))
+
+
+def table(section, records, settings):
+    """One line per arm; one column per backend, or per column of the results if there are several."""
+    backends = [backend for backend in BACKENDS if backend in records]
+    rows = {backend: {row["arm"]: row for row in records[backend]["rows"]} for backend in backends}
+    arms = list(dict.fromkeys(arm for backend in backends for arm in rows[backend]))
+    columns = section.columns or (list(records[backends[0]]["rows"][0])[-1],)
+    several = len(columns) > 1
+    pairs = [(backend, column) for backend in backends for column in columns]
+    header = [
+        "arm",
+        *(f"{BACKENDS[backend]}, {column}" if several else BACKENDS[backend] for backend, column in pairs),
+    ]
+    lines = [
+        [arm, *(cell(section, rows[backend].get(arm), column, settings) for backend, column in pairs)] for arm in arms
+    ]
+    return markdown_table(header, lines)
+
+
+def goals_line(section, settings):
+    goals = {arm: goal for arm in section.goals if (goal := goal_of(section, arm, settings)) is not None}
+    if not goals:
+        return ""
+    bound = "at least" if section.at_least else "at most"
+    same = len(set(goals.values())) == 1
+    text = f"{bound} {next(iter(goals.values()))}" if same else "; ".join(f"{a} {bound} {g}" for a, g in goals.items())
+    return f"Goal: {text}. "
+
+
+def render_section(section, folder):
+    parts = [f"## {section.title}\n\n{wrap(section.text)}\n"]
+    for hardware, by_settings in latest(section.script, folder).items():
+        for settings, records in by_settings.items():
+            dates = sorted({record["date"] for record in records.values()})
+            command = f"`python benchmarks/{section.script}.py{settings and ' ' + settings}`"
+            parts.append(f"**{hardware}**, {command}\n\n{table(section, records, settings)}")
+            parts.append(f"{goals_line(section, settings)}Measured on {' and '.join(dates)}.\n")
+    picture = f"pictures/{section.script}.png"
+    if (PAGE.parent / picture).exists():
+        parts.append(f"![{section.title}]({picture})\n")
+    return "\n".join(parts)
+
+
+def answer(folder):
+    """The range of a step's time over the networks, backends and processors."""
+    records = [
+        (hardware, settings, record)
+        for hardware, by_settings in latest("step", folder).items()
+        for settings, by_backend in by_settings.items()
+        for record in by_backend.values()
+        if "conv" not in settings
+    ]
+
+    def times(on_gpu):
+        found = [
+            row["time / plain, widened"]
+            for hardware, _, record in records
+            for row in record["rows"]
+            if ("NVIDIA" in hardware) == on_gpu and row["arm"] == "R-Drop"
+        ]
+        return f"{min(found):.2f} to {max(found):.2f}"
+
+    return wrap(
+        f"A training step of R-Drop takes {times(False)} of the time of plain training on the same doubled batch on "
+        f"CPUs, and {times(True)} on an H100 GPU, depending on network and backend."
+    )
+
+
+def render(folder=HERE / "results"):
+    return "\n".join([HEAD.format(answer=answer(folder)), *(render_section(section, folder) for section in SECTIONS)])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())

@@ -32,6 +32,15 @@ SWEEP = ("R-Drop, a third of alpha", "R-Drop", "R-Drop, three times alpha")
 STOPPED = "lowest validation loss"
 HEAD = """# Evidence
 
+{answer}
+
+The runs are short, one to three minutes each, and plain training had not converged on most tasks. So they say little
+about the claim of the paper, which is about converged training. A [study at convergence](protocol.md)
+is planned.
+"""
+
+METHOD = """## Method
+
 R-Drop is compared with plain training on the same data, with the same initial weights and the same order for each seed.
 "Equal row passes" trains plainly for twice as many epochs, with the schedule stretched, which costs as much as R-Drop.
 
@@ -39,20 +48,20 @@ R-Drop is compared with plain training on the same data, with the same initial w
 - **95 % interval**: a bootstrap interval of the effect. With five seeds it is somewhat too narrow.
 - **Verdict**: the sign of the effect where the interval excludes 0, otherwise "no difference seen".
 - **p**: the Wilcoxon signed-rank test over the seeds, after Holm's correction for all rows of the table. If all seeds
-  agree, p is 0.0625 with five seeds and 0.0005 with twelve, before the correction, which multiplies it by up to the
-  number of rows. With five seeds, therefore, no verdict is significant by this test.
-- **Score**: measured at the end of training. The first score of each task is the one that was meant to decide. The
+  agree, p is 0.0625 with five seeds and 0.0005 with twelve, before the correction. The correction multiplies it by up
+  to the number of rows, so with five seeds no verdict is significant by this test.
+- **Score**: measured at the end of training. The first score of each task was chosen to decide before the runs. The
   lowest validation loss shows what early stopping would have given.
 
-On each task, plain training, plain training with equal row passes, and R-Drop were tuned with the same small budget and
-a separate seed: each uses the setting with the lowest validation loss in the last table. The test scores of the tuning
+Plain training, plain training with equal row passes, and R-Drop were tuned on each task with the same small budget and
+a separate seed. Each uses the setting with the lowest validation loss in the last table. The test scores of the tuning
 runs were not kept. All other arms are variations: they use the setting of R-Drop or, for plain training, that of equal
 row passes.
 
-"Twice as long" and "four times as long" repeat the comparison at equal row passes with twice the compute: R-Drop is
-said to need longer training, and while plain training still improves there is nothing to regularize.
+"Twice as long" and "four times as long" repeat the comparison at equal row passes with twice the compute.
 
-Made by `make evidence` from `benchmarks/quality/results/`, which has all settings, scores and learning curves.
+`make evidence` runs what is missing in `benchmarks/quality/results/`, which has all settings, scores and learning
+curves, and renders this page.
 """
 
 SHORT = """\
@@ -166,6 +175,17 @@ def effects(loaded, arm, baseline):
     for row, p in zip(rows, holm_correction([row["p"] for row in rows]), strict=True):
         row["p"] = p
     return rows
+
+
+def count_verdicts(rows):
+    """Return how often R-Drop helps and hurts by the deciding score, and the number of tasks."""
+    deciding = [row["verdict"] for row in rows if row["score"] == next(iter(TASKS[row["task"]].scores))]
+    return deciding.count("helps"), deciding.count("hurts"), len(deciding)
+
+
+def answer(by_baseline):
+    helps, hurts, tasks = count_verdicts(by_baseline.get("plain, equal row passes", ()))
+    return f"At equal compute, R-Drop was better than plain training on {helps} of {tasks} small tasks and worse on {hurts}."
 
 
 def markdown_table(columns, rows):
@@ -360,9 +380,10 @@ def render(results_folder, folder, sweeps):
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     by_baseline = {baseline: rows for baseline, arm in BASELINES.items() if (rows := effects(loaded, arm, baseline))}
-    parts = [HEAD]
+    parts = [HEAD.format(answer=answer(by_baseline))]
     if by_baseline:
         parts.append(f"## In short\n\n{SHORT}\n{table_of_verdicts(loaded, by_baseline)}")
+    parts.append(METHOD)
     for baseline, rows in by_baseline.items():
         parts.append(f"## {BASELINES[baseline]} against {baseline}\n\n{table_of_effects(rows)}")
     if by_baseline:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from scipy import stats
-from support.scripts import import_from
+from support.scripts import ROOT, import_from
 
 paired_statistics = import_from("benchmarks", "paired_statistics")
 evidence, run, study = (import_from("benchmarks/quality", name) for name in ("evidence", "run", "study"))
@@ -243,3 +243,10 @@ def test_a_task_has_its_score(name, monkeypatch):
     monkeypatch.setitem(study.TASKS, name, dataclasses.replace(task, flags=f"{task.flags} --smoke", epochs=1))
     result = run.run(study.Cell(name, "R-Drop", SETTING, seed=0))
     assert all(np.isfinite(result["scores"][score]) for score in task.scores)
+
+
+def test_the_readme_gives_the_verdicts_of_the_results():
+    rows = evidence.effects(evidence.load(ROOT / "benchmarks/quality/results"), "R-Drop", "plain, equal row passes")
+    assert evidence.count_verdicts(rows) == (3, 5, 13)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "R-Drop was better than plain training on three of thirteen small tasks and worse on five" in readme

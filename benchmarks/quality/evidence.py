@@ -185,7 +185,8 @@ def count_verdicts(rows):
 
 def answer(by_baseline):
     helps, hurts, tasks = count_verdicts(by_baseline.get("plain, equal row passes", ()))
-    return f"At equal compute, R-Drop was better than plain training on {helps} of {tasks} small tasks and worse on {hurts}."
+    better = f"At equal compute, R-Drop was better than plain training on {helps} of {tasks} small tasks"
+    return f"{better} and worse on {hurts}."
 
 
 def markdown_table(columns, rows):

@@ -1,12 +1,12 @@
-"""R-Drop around one layer, for any model and any training loop."""
+"""Layers: R-Drop around one layer, and stochastic depth that skips the work."""
 
 from typing import Any
 
 import keras
-from keras import tree
+from keras import ops, tree
 
 from keras_rdrop import divergences
-from keras_rdrop._keras import Tensor
+from keras_rdrop._keras import Tensor, set_mask
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -87,3 +87,75 @@ class RDrop(keras.layers.Layer):
         for divergence, output, other in zip(self._divergences, outputs, others, strict=True):
             if divergence is not None:
                 self.add_loss(self.alpha / 2 * divergence(output, other))
+
+
+@keras.saving.register_keras_serializable("keras_rdrop")
+class StochasticDepth(keras.layers.Wrapper):
+    """Adds the output of a residual branch to its input, in training for a random part of the rows only.
+
+    In training, the branch runs on `round((1 - rate) * rows)` rows of the batch, at least one, drawn anew for each
+    batch. Its output is multiplied by `rows / kept_rows` and added to these rows. All other rows are returned as they
+    are. The expected output is that of inference, `inputs + layer(inputs)`, and a dropped row costs nothing. At
+    `rate=0.5`, both passes of R-Drop through the branch cost about as much as one.
+
+    This is the stochastic depth of cosub ([Touvron et al., 2023](https://arxiv.org/abs/2212.04884)), whose submodels
+    teach each other as the passes of R-Drop do. The number of rows is fixed, so compiled steps have static shapes.
+
+    A mask of the inputs is passed to the branch, and stays that of the outputs. Batch normalization in the branch sees
+    the kept rows only. Under `tf.distribute` and on PyTorch, each device draws its own rows. On JAX, rows are drawn
+    from the batch of all devices, which moves rows between them.
+
+    Args:
+        layer: The `keras.layers.Layer`, or model, of the branch. Its output must have the shape of its input.
+        rate: Float in `[0, 1)`. Fraction of the rows that skip the branch.
+        seed: Optional integer, as in `keras.layers.Dropout`.
+        **kwargs: As in `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If `rate` is not in `[0, 1)`, or if the branch changes the shape.
+
+    Example:
+
+    ```python
+    branch = keras.Sequential([keras.layers.LayerNormalization(), keras.layers.Dense(64, "gelu")])
+    hidden = keras_rdrop.layers.StochasticDepth(branch, rate=0.5)(hidden)
+    ```
+    """
+
+    def __init__(self, layer: keras.layers.Layer, rate: float, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(layer, **kwargs)
+        if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
+            raise ValueError(f"Expected `rate` to be a float in [0, 1). Received: rate={rate!r}")
+        self.rate, self.seed = float(rate), seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def call(self, inputs: Tensor, mask: Tensor | None = None, training: bool | None = None) -> Tensor:
+        if not training or self.rate == 0.0:
+            return inputs + self._branch(inputs)
+        rows = ops.shape(inputs)[0]
+        kept = self._kept_rows(rows)
+        order = ops.argsort(keras.random.uniform((rows,), seed=self.seed_generator))[:kept]
+        kept_inputs = ops.take(inputs, order, axis=0)
+        branch = self._branch(set_mask(kept_inputs, None if mask is None else ops.take(mask, order, axis=0)))
+        scale = ops.cast(rows, branch.dtype) / ops.cast(kept, branch.dtype)
+        return ops.scatter_update(inputs, ops.expand_dims(order, -1), kept_inputs + scale * branch)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+    def _branch(self, inputs: Tensor) -> Tensor:
+        outputs = self.layer(inputs)
+        if outputs.shape[1:] != inputs.shape[1:]:
+            shapes = f"{tuple(outputs.shape)} for inputs of shape {tuple(inputs.shape)}"
+            raise ValueError(f"Expected `layer` to keep the shape of its inputs. Received: outputs of shape {shapes}")
+        return ops.cast(outputs, inputs.dtype)  # on TensorFlow, a policy of this layer alone is not that of the branch
+
+    def _kept_rows(self, rows: Any) -> Any:
+        if isinstance(rows, int):
+            return min(rows, max(1, round((1.0 - self.rate) * rows)))
+        kept = ops.cast(ops.round((1.0 - self.rate) * ops.cast(rows, "float32")), "int32")  # unknown on TensorFlow
+        return ops.minimum(rows, ops.maximum(1, kept))

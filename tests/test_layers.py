@@ -1,4 +1,4 @@
-"""Compares the `RDrop` layer with the formula and with the wrapped layer."""
+"""Compares the layers with their formula and with the wrapped layer."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from support import reference
 
 from keras_rdrop import RDropModel
 from keras_rdrop.divergences import MeanSquaredDifference, SymmetricKL
-from keras_rdrop.layers import RDrop
+from keras_rdrop.layers import RDrop, StochasticDepth
 
 FACTORS = (0.5, 2.0)
 
@@ -180,3 +180,89 @@ def test_divergence_is_float32_in_mixed_precision(rng):
 def test_invalid_arguments_raise_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         RDrop(layers.Dropout(0.5), **options)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Doubled(layers.Layer):
+    """Returns twice its input where the mask is true, and records the number of rows."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.rows = []
+
+    def call(self, inputs, mask=None):
+        self.rows.append(inputs.shape[0])
+        return 2.0 * inputs if mask is None else 2.0 * inputs * ops.cast(mask, inputs.dtype)[..., None]
+
+
+class TestStochasticDepth:
+    @pytest.mark.parametrize(
+        ("rows", "rate", "kept"), [(8, 0.5, 4), (8, 0.25, 6), (5, 0.9, 1), (3, 0.99, 1), (1, 0.5, 1)]
+    )
+    def test_the_branch_runs_on_the_kept_rows_only(self, rows, rate, kept, rng):
+        branch = Doubled()
+        x = rng.normal(size=(rows, 3)).astype("float32")
+        outputs = ops.convert_to_numpy(StochasticDepth(branch, rate)(x, training=True))
+        assert branch.rows[-1] == kept
+        is_kept = np.isclose(outputs, x * (1 + 2 * rows / kept), rtol=1e-5).all(axis=1)
+        assert is_kept.sum() == kept
+        np.testing.assert_array_equal(outputs[~is_kept], x[~is_kept])
+
+    def test_inference_and_a_rate_of_0_run_the_branch_on_all_rows(self, rng):
+        x = rng.normal(size=(4, 3)).astype("float32")
+        for layer, training in ((StochasticDepth(Doubled(), 0.5), False), (StochasticDepth(Doubled(), 0.0), True)):
+            np.testing.assert_allclose(ops.convert_to_numpy(layer(x, training=training)), 3 * x, rtol=1e-6)
+
+    def test_the_expected_output_is_that_of_inference(self):
+        layer = StochasticDepth(Doubled(), 0.5, seed=0)
+        x = np.ones((4, 1), "float32")
+        outputs = [ops.convert_to_numpy(layer(x, training=True)) for _ in range(200)]
+        np.testing.assert_allclose(np.mean(outputs, axis=0), 3 * x, atol=0.5)  # four standard errors
+        assert len(np.unique(np.array(outputs)[..., 0], axis=0)) == 6  # ways to keep two of four rows
+
+    def test_the_branch_gets_the_mask_of_its_rows(self):
+        tokens = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 1]])
+        embedding = layers.Embedding(2, 4, mask_zero=True, embeddings_initializer="ones")
+        inputs = keras.Input((3,), dtype="int32")
+        outputs = StochasticDepth(Doubled(), 0.5)(embedding(inputs))
+        model = keras.Model(inputs, layers.Lambda(lambda hidden, mask: hidden)(outputs))  # gets the mask as well
+        outputs = ops.convert_to_numpy(model(tokens, training=True))[..., 0]
+        is_kept = (outputs == 5).any(axis=1)
+        assert is_kept.sum() == 2
+        np.testing.assert_array_equal(outputs, np.where(is_kept[:, None] & (tokens == 1), 5, 1))
+
+    def test_dropped_rows_give_the_branch_no_gradient(self, rng):
+        """The update of a bias counts the kept rows."""
+        dense = layers.Dense(2, kernel_initializer="zeros")
+        model = keras.Sequential([keras.Input((2,)), StochasticDepth(dense, 0.75)])
+        model.compile(keras.optimizers.SGD(1.0), loss=lambda _, y_pred: ops.sum(y_pred, axis=-1))
+        model.train_on_batch(rng.normal(size=(8, 2)), np.zeros(8))
+        np.testing.assert_allclose(dense.get_weights()[1], -1.0, rtol=1e-5)  # 2 rows, a scale of 4, a mean over 8
+
+    @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+    def test_it_trains_in_a_model_and_is_saved(self, policy, rng, tmp_path):
+        branch = keras.Sequential([layers.LayerNormalization(), layers.Dense(4, "gelu")])
+        base = keras.Sequential([keras.Input((4,)), StochasticDepth(branch, 0.5, dtype=policy), layers.Dense(3)])
+        model = RDropModel(base)
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        x, y = rng.normal(size=(10, 4)), rng.integers(0, 3, 10)
+        history = model.fit(x, y, batch_size=4, verbose=0).history  # the last batch has 2 rows
+        assert history["divergence"][0] > 0
+        base.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_allclose(loaded.predict(x, verbose=0), base.predict(x, verbose=0), rtol=1e-5)
+        assert loaded.layers[0].rate == 0.5
+
+    def test_the_passes_of_a_row_draw_on_their_own(self, rng):
+        base = keras.Sequential([keras.Input((4,)), layers.Dense(4), StochasticDepth(Doubled(), 0.5), layers.Dense(3)])
+        assert "once per pass: from stochastic_depth" in RDropModel(base).describe_passes()
+
+    @pytest.mark.parametrize("rate", [-0.1, 1.0, "0.5", None])
+    def test_invalid_rate(self, rate):
+        with pytest.raises(ValueError, match=r"Expected `rate` to be a float in \[0, 1\)\. Received: rate="):
+            StochasticDepth(Doubled(), rate)
+
+    def test_a_branch_that_changes_the_shape(self):
+        with pytest.raises(ValueError, match="Expected `layer` to keep the shape of its inputs"):
+            StochasticDepth(layers.Dense(1), 0.5)(np.ones((4, 3)), training=True)

@@ -6,6 +6,6 @@ from keras_rdrop.model import RDropModel
 from keras_rdrop.recipes import convert_alpha
 from keras_rdrop.torch_data_parallel import TorchDataParallel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["RDrop", "RDropModel", "TorchDataParallel", "__version__", "convert_alpha"]
 __all__ += ["divergences", "layers", "losses", "plot", "recipes"]

@@ -98,7 +98,7 @@ def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
 
 
 class _NoTrainingGraph(Exception):
-    """The message gives the reason."""
+    """A base has no training graph. The message gives the reason."""
 
 
 def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_head: bool) -> TrainingGraph:

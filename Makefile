@@ -49,6 +49,8 @@ behaviour: $(VENV)/.test
 
 # Does RDropModel train every model that Keras trains? One family: `make sweep FAMILY=Bert`.
 FAMILY ?= test
+# Each tiny model trains for a few steps only, so XLA's optimizations would cost more than they save.
+sweep: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 sweep: $(VENV)/.test
 	mkdir -p build docs
 	set -e; for backend in $(BACKENDS); do \

@@ -138,6 +138,27 @@ def test_alpha_zero_equals_plain_training_on_the_repeated_batch(passes, rng):
         np.testing.assert_allclose(w, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_optimizer_continues_from_plain_training_to_rdrop(rng):
+    """With alpha 0 and without dropout, plain training followed by R-Drop equals plain training all the way."""
+    x, y = data(rng)
+    results = []
+    for plain_epochs in (4, 2):
+        keras.utils.set_random_seed(0)
+        base = dropout_classifier(rate=0.0)
+        optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.01, decay_steps=12))
+        base.compile(optimizer, sparse_ce())
+        base.fit(x, y, batch_size=4, epochs=plain_epochs, shuffle=False, verbose=0)
+        if plain_epochs < 4:
+            model = RDropModel(base, alpha=0.0)
+            model.compile(optimizer, sparse_ce())
+            model.fit(x, y, batch_size=4, initial_epoch=plain_epochs, epochs=4, shuffle=False, verbose=0)
+            assert model.optimizer is optimizer
+        assert int(optimizer.iterations) == 12
+        results.append([keras.ops.convert_to_numpy(variable) for variable in [*optimizer.variables, *base.weights]])
+    for found, expected in zip(results[1], results[0], strict=True):  # iterations, moments and weights
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_inference_equals_the_base_bit_for_bit(rng):
     x, y = data(rng)
     base = dropout_classifier()

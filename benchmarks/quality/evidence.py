@@ -65,8 +65,11 @@ curves, and renders this page.
 """
 
 SHORT = """\
-The verdicts by the deciding score and by the lowest validation loss. The last columns show overfitting: by how much the
-validation loss of each baseline rises from its lowest value to the end of training.
+R-Drop compared with each baseline by the deciding score of the task. A dash is a comparison that was not run.
+"""
+
+OVERFITTING = """\
+By how much the validation loss of each baseline rises from its lowest value to the end of training.
 """
 
 TASK_BY_TASK = """\
@@ -177,10 +180,15 @@ def effects(loaded, arm, baseline):
     return rows
 
 
+def of_deciding_scores(rows):
+    """Keep the rows of `effects` about the deciding score of a task, which is its first one."""
+    return [row for row in rows if row["score"] == next(iter(TASKS[row["task"]].scores))]
+
+
 def count_verdicts(rows):
     """Return how often R-Drop helps and hurts by the deciding score, and the number of tasks."""
-    deciding = [row["verdict"] for row in rows if row["score"] == next(iter(TASKS[row["task"]].scores))]
-    return deciding.count("helps"), deciding.count("hurts"), len(deciding)
+    verdicts = [row["verdict"] for row in of_deciding_scores(rows)]
+    return verdicts.count("helps"), verdicts.count("hurts"), len(verdicts)
 
 
 def answer(by_baseline):
@@ -200,20 +208,22 @@ def overfit(runs):
     return np.mean([curve[-1] / min(curve) - 1.0 for curve in curves])
 
 
-def table_of_verdicts(loaded, by_baseline):
-    """Table of the verdicts by the deciding score and by the lowest validation loss, and overfitting."""
-    verdicts = {
-        (row["task"], row["score"], baseline): row["verdict"] for baseline, rows in by_baseline.items() for row in rows
-    }
-    rows = []
-    for task in loaded:
-        arms = loaded[task]
-        overfits = [f"{overfit(arms[baseline]):.0%}" if baseline in arms else "-" for baseline in by_baseline]
-        for score in (next(iter(TASKS[task].scores)), STOPPED):
-            cells = [verdicts.get((task, score, baseline), "-") for baseline in by_baseline]
-            rows.append([task, score, *cells, *overfits])
-    columns = [f"{what} {baseline}" for what in ("against", "rise of") for baseline in by_baseline]
-    return markdown_table(["task", "score", *columns], rows)
+def table_of_verdicts(deciding):
+    """Table of the verdicts by the deciding score, against each baseline."""
+    verdicts = {(row["task"], baseline): row["verdict"] for baseline, rows in deciding.items() for row in rows}
+    rows = [
+        [task, next(iter(TASKS[task].scores)), *[verdicts.get((task, baseline), "-") for baseline in deciding]]
+        for task in dict.fromkeys(task for task, _ in verdicts)
+    ]
+    return markdown_table(["task", "score", *deciding], rows)
+
+
+def table_of_overfitting(loaded):
+    rows = [
+        [task, *[f"{overfit(arms[baseline]):.0%}" if baseline in arms else "-" for baseline in BASELINES]]
+        for task, arms in loaded.items()
+    ]
+    return markdown_table(["task", *BASELINES], rows)
 
 
 def table_of_effects(rows):
@@ -327,7 +337,7 @@ def table_of_rows(record):
 
 
 def draw_effects(by_baseline, path):
-    """Draw the effects and their intervals, one panel per baseline."""
+    """Draw effects and their intervals, one panel per baseline."""
     names = list(dict.fromkeys(f"{row['task']}: {row['score']}" for rows in by_baseline.values() for row in rows))
     size = 3 + 4 * len(by_baseline), 1.5 + 0.25 * len(names)
     figure, panels = plt.subplots(1, len(by_baseline), figsize=size, layout="constrained", squeeze=False, sharey=True)
@@ -383,13 +393,14 @@ def render(results_folder, folder, sweeps):
     by_baseline = {baseline: rows for baseline, arm in BASELINES.items() if (rows := effects(loaded, arm, baseline))}
     parts = [HEAD.format(answer=answer(by_baseline))]
     if by_baseline:
-        parts.append(f"## In short\n\n{SHORT}\n{table_of_verdicts(loaded, by_baseline)}")
+        deciding = {baseline: of_deciding_scores(rows) for baseline, rows in by_baseline.items()}
+        draw_effects(deciding, pictures / "evidence.png")
+        parts.append("![The effect on each task and its interval, against each baseline](pictures/evidence.png)\n")
+        parts.append(f"## In short\n\n{SHORT}\n{table_of_verdicts(deciding)}")
     parts.append(METHOD)
     for baseline, rows in by_baseline.items():
         parts.append(f"## {BASELINES[baseline]} against {baseline}\n\n{table_of_effects(rows)}")
-    if by_baseline:
-        draw_effects(by_baseline, pictures / "evidence.png")
-        parts.append("![The effects and their intervals](pictures/evidence.png)\n")
+    parts.append(f"## Overfitting\n\n{OVERFITTING}\n{table_of_overfitting(loaded)}")
     parts.append(TASK_BY_TASK)
     for task, arms in loaded.items():
         name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"

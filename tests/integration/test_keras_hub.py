@@ -6,7 +6,7 @@ import pytest
 from support.bases import build_task, example_data
 from support.reference import rdrop_loss
 from support.table import sparse_ce
-from support.tasks import causal_lm, gemma3, text_classifier
+from support.tasks import causal_lm, gemma3, gemma4, text_classifier
 
 from keras_rdrop import RDropModel
 
@@ -118,6 +118,25 @@ def test_raw_images_and_prompts(is_ragged):
     model = RDropModel(gemma3())
     model.compile("sgd", sparse_ce())
     assert model.fit(data, batch_size=2, verbose=0).history["divergence"][0] > 0
+
+
+def test_raw_prompts_and_responses():
+    data = {"prompts": ["the fox", "the quick brown fox"] * 2, "responses": ["the earth"] * 4}
+    task = gemma4()
+    model = RDropModel(task)
+    model.compile("sgd", sparse_ce())
+    history = model.fit(data, batch_size=2, validation_data=data, verbose=0).history
+    assert history["divergence"][0] > 0
+    task.compile(loss=sparse_ce())
+    assert history["val_loss"][0] == pytest.approx(task.evaluate(data, verbose=0, return_dict=True)["loss"], rel=1e-5)
+
+
+def test_grain(model):
+    grain = pytest.importorskip("grain")
+    data = grain.MapDataset.source(list(zip(TEXTS, LABELS, strict=True))).to_iter_dataset().batch(3)
+    assert model.fit(data, validation_data=data, verbose=0).history["divergence"][0] > 0
+    expected = model.evaluate(TEXTS, LABELS, verbose=0)
+    np.testing.assert_allclose(model.evaluate(data, verbose=0), expected, rtol=1e-5)
 
 
 def test_validation_and_weights(model):

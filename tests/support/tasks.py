@@ -66,3 +66,16 @@ def gemma3():
         intermediate_dim=8, head_dim=4, vision_encoder=vision_encoder, dropout=0.1,
     )  # fmt: skip
     return models.Gemma3CausalLM(backbone=backbone, preprocessor=preprocessor)
+
+
+def gemma4():
+    """A causal language model without an image encoder: with one but no audio encoder, KerasHub's own `fit` fails."""
+    from keras_hub.src.tests.mocks.mock_gemma4_tokenizer import MockGemma4Tokenizer
+
+    tokenizer = MockGemma4Tokenizer()
+    preprocessor = models.Gemma4CausalLMPreprocessor(tokenizer, sequence_length=12)
+    backbone = models.Gemma4Backbone(
+        tokenizer.vocabulary_size(), image_size=8, num_layers=1, num_query_heads=2, num_key_value_heads=1, hidden_dim=8,
+        intermediate_dim=8, head_dim=4, dropout=0.1,
+    )  # fmt: skip
+    return models.Gemma4CausalLM(backbone=backbone, preprocessor=preprocessor)

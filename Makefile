@@ -67,6 +67,7 @@ evidence: $(VENV)/.test
 # The pages and pictures that show results, from the results alone.
 pages: $(VENV)/.test
 	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/examples.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/quality/evidence.py
 

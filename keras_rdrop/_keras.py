@@ -67,7 +67,7 @@ def map_with_mask(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tenso
 
 
 class MapWithMask(keras.layers.Layer):
-    """The same as a layer of a graph."""
+    """`map_with_mask` as a layer of a graph."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -109,7 +109,7 @@ def copy_weights(sample_weight: Tensor | None) -> Tensor | None:
 
 
 def target_weights(targets: Tensor, classes: int) -> Tensor:
-    """Returns 1 for every target in `[0, classes)`, and for any other target its cross-entropy by Keras.
+    """Returns 1 for every target in `[0, classes)`, and the cross-entropy of Keras for any other target.
 
     That cross-entropy is NaN on TensorFlow with XLA and 0 on JAX. On PyTorch it is 0 for -100. In all other cases Keras
     raises an error.
@@ -119,7 +119,7 @@ def target_weights(targets: Tensor, classes: int) -> Tensor:
         classes: Number of classes.
 
     Raises:
-        ValueError: If Keras raises an error at once. In a graph of TensorFlow, the error comes in the step.
+        ValueError: If Keras raises an error immediately. In a graph of TensorFlow, the step raises it.
     """
     is_valid = ops.logical_and(ops.greater_equal(targets, 0), ops.less(targets, classes))
     expected = f"Expected targets in [0, {classes}). To leave out padding, use the `ignore_class` of the loss."

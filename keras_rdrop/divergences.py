@@ -60,8 +60,9 @@ def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) ->
 def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) -> Tensor:
     """Symmetric Kullback-Leibler divergence between independent binary distributions.
 
-    The counterpart of `symmetric_kl` for binary cross-entropy. Every unit is its own distribution over {0, 1}, and the
-    divergences of the units are averaged over `axis`.
+    The counterpart of `symmetric_kl` for binary cross-entropy. Each unit is its own distribution over {0, 1}, and the
+    divergences of the units are averaged over `axis`. For two predictions, the divergence of a unit with probabilities
+    `p1`, `p2` and logits `z1`, `z2` is `1/2 * (p1 - p2) * (z1 - z2)`. For more, it is the mean over all ordered pairs.
 
     Args:
         *y_preds: Two or more float tensors of the same shape `(batch, ..., units)`: logits, or probabilities in
@@ -75,6 +76,12 @@ def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: in
 
     Raises:
         ValueError: If there are fewer than two predictions.
+
+    Example:
+
+    >>> divergence = keras_rdrop.divergences.bernoulli_symmetric_kl([[0.0, 40.0]], [[0.0, -40.0]], from_logits=True)
+    >>> float(divergence[0])
+    20.0
     """
     values = _as_float(y_preds)
     if from_logits:
@@ -89,8 +96,8 @@ def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: in
 def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
     """Mean squared difference between predictions, for regression.
 
-    The paper uses it on STS-B (Liang et al., 2021, section 3.3). The units are averaged over `axis`, as in
-    `keras.losses.mean_squared_error`.
+    For two predictions this is `mean((y1 - y2)**2)` over `axis`, as in `keras.losses.mean_squared_error`. For more, it
+    is the mean over all pairs. The paper uses it on STS-B (Liang et al., 2021, section 3.3).
 
     Args:
         *y_preds: Two or more float tensors of the same shape `(batch, ..., units)`. Half-precision predictions are
@@ -102,6 +109,11 @@ def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
 
     Raises:
         ValueError: If there are fewer than two predictions.
+
+    Example:
+
+    >>> float(keras_rdrop.divergences.mean_squared_difference([[1.0, 2.0]], [[3.0, 2.0]])[0])
+    2.0
     """
     values = _as_float(y_preds)
     return _non_negative(2.0 * ops.mean(_covariance(values, values), axis=axis))
@@ -199,7 +211,7 @@ class _FromLogitsDivergence(_Divergence):
 class SymmetricKL(_FromLogitsDivergence):
     """Symmetric Kullback-Leibler divergence between two categorical predictions, in nats.
 
-    See `symmetric_kl`. The default for categorical and sparse categorical cross-entropy.
+    See `symmetric_kl` for shapes and equation. The default for categorical and sparse categorical cross-entropy.
 
     Args:
         from_logits: Whether the predictions are logits.
@@ -222,7 +234,7 @@ class SymmetricKL(_FromLogitsDivergence):
 class BernoulliSymmetricKL(_FromLogitsDivergence):
     """Symmetric Kullback-Leibler divergence between two binary or multi-label predictions, in nats per unit.
 
-    See `bernoulli_symmetric_kl`. The default for binary cross-entropy.
+    See `bernoulli_symmetric_kl` for shapes and equation. The default for binary cross-entropy.
 
     Args:
         from_logits: Whether the predictions are logits.
@@ -230,6 +242,12 @@ class BernoulliSymmetricKL(_FromLogitsDivergence):
         reduction: As in `keras.losses.Loss`.
         name: Optional name, by default that of the function.
         dtype: As in `keras.losses.Loss`, but at least float32.
+
+    Example:
+
+    >>> divergence = keras_rdrop.divergences.BernoulliSymmetricKL(from_logits=True)
+    >>> float(divergence([[0.0, 40.0]], [[0.0, -40.0]]))
+    20.0
     """
 
     function = staticmethod(bernoulli_symmetric_kl)
@@ -239,13 +257,18 @@ class BernoulliSymmetricKL(_FromLogitsDivergence):
 class MeanSquaredDifference(_Divergence):
     """Mean squared difference between two predictions, in squared units of the prediction.
 
-    See `mean_squared_difference`. The default for regression losses.
+    See `mean_squared_difference` for shapes and equation. The default for regression losses.
 
     Args:
         axis: The axis of the units.
         reduction: As in `keras.losses.Loss`.
         name: Optional name, by default that of the function.
         dtype: As in `keras.losses.Loss`, but at least float32.
+
+    Example:
+
+    >>> float(keras_rdrop.divergences.MeanSquaredDifference()([[1.0, 2.0]], [[3.0, 2.0]]))
+    2.0
     """
 
     function = staticmethod(mean_squared_difference)

@@ -39,10 +39,14 @@ class RDrop(keras.layers.Layer):
     Example:
 
     ```python
-    encoder = RDrop(keras_hub.layers.TransformerEncoder(256, 4, dropout=0.1), alpha=0.5)
-    hidden = encoder(x)
+    from keras_rdrop.layers import RDrop
 
-    inputs = keras.Input((None, 64))
+    encoder = keras.Sequential([keras.layers.Dense(64, activation="relu"), keras.layers.Dropout(0.1)])
+    sequence = keras.Input((8, 64))
+    hidden = RDrop(encoder, alpha=0.5)(sequence)
+
+    # Compare the attention maps too.
+    inputs = keras.Input((8, 64))
     dropped = keras.layers.Dropout(0.1)(inputs)  # the layer returns its scores from before its own dropout
     outputs = keras.layers.MultiHeadAttention(4, 16)(dropped, dropped, return_attention_scores=True)
     attention = RDrop(keras.Model(inputs, outputs), divergence=["mean_squared_difference", "symmetric_kl"])
@@ -91,17 +95,17 @@ class RDrop(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_rdrop")
 class StochasticDepth(keras.layers.Wrapper):
-    """Adds the output of a residual branch to its input, in training for a random part of the rows only.
+    """Adds a residual branch to its input. In training, it skips the branch for a random subset of the rows.
 
     In training, the branch runs on `round((1 - rate) * rows)` rows of the batch, at least one, drawn anew for each
-    batch. Its output is multiplied by `rows / kept_rows` and added to these rows. All other rows are returned as they
-    are. The expected output is that of inference, `inputs + layer(inputs)`, and a dropped row costs nothing. At
-    `rate=0.5`, both passes of R-Drop through the branch cost about as much as one.
+    batch. Its output is multiplied by `rows / kept_rows` and added to these rows. All other rows are returned
+    unchanged, at no cost. The expected output is that of inference, `inputs + layer(inputs)`. At `rate=0.5`, both
+    passes of R-Drop through the branch cost about as much as one.
 
     This is the stochastic depth of cosub ([Touvron et al., 2023](https://arxiv.org/abs/2212.04884)), whose submodels
     teach each other as the passes of R-Drop do. The number of rows is fixed, so compiled steps have static shapes.
 
-    A mask of the inputs is passed to the branch, and stays that of the outputs. Batch normalization in the branch sees
+    The branch and the outputs get the mask of the inputs. Batch normalization in the branch sees
     the kept rows only. Under `tf.distribute` and on PyTorch, each device draws its own rows. On JAX, rows are drawn
     from the batch of all devices, which moves rows between them.
 
@@ -117,8 +121,9 @@ class StochasticDepth(keras.layers.Wrapper):
     Example:
 
     ```python
+    inputs = keras.Input((64,))
     branch = keras.Sequential([keras.layers.LayerNormalization(), keras.layers.Dense(64, "gelu")])
-    hidden = keras_rdrop.layers.StochasticDepth(branch, rate=0.5)(hidden)
+    outputs = keras_rdrop.layers.StochasticDepth(branch, rate=0.5)(inputs)
     ```
     """
 

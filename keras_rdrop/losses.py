@@ -30,7 +30,7 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
     Example:
 
     >>> loss = keras_rdrop.losses.SparseCategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
-    >>> round(float(loss([0], [[2.0, 0.0]])), 4)
+    >>> round(float(loss(np.array([0]), np.array([[2.0, 0.0]]))), 4)
     0.2269
     """
 

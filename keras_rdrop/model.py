@@ -94,6 +94,8 @@ class RDropModel(PreprocessingModel):
     Example:
 
     ```python
+    from keras_rdrop import RDropModel
+
     base = keras.Sequential([
         keras.layers.Dense(64, activation="relu"),
         keras.layers.Dropout(0.3),
@@ -192,11 +194,25 @@ class RDropModel(PreprocessingModel):
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Configures the model for training: the arguments are those of `keras.Model.compile`.
+        """Configures the model for training, as `keras.Model.compile` does.
+
+        Args:
+            optimizer: As in `keras.Model.compile`.
+            loss: As in `keras.Model.compile`, but required, because it selects the divergence.
+            loss_weights: As in `keras.Model.compile`. The weight of an output applies to its divergence too.
+            *args: Further arguments of `keras.Model.compile`.
+            **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
             ValueError: If `loss` is missing, if no divergence matches it, or if `loss_weights` or `divergence` name
                 outputs that `base` does not have.
+
+        Example:
+
+        ```python
+        model = keras_rdrop.RDropModel(base)
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        ```
         """
         if loss is None:
             raise ValueError("Expected `loss` in `compile()`, because it selects the divergence. Received: loss=None")
@@ -211,10 +227,22 @@ class RDropModel(PreprocessingModel):
         self.loss, self._pairs_rows = loss, None
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Loads weights that this model saved, or that a model like `base` saved: see `keras.Model.load_weights`.
+        """Loads the weights of an `RDropModel`, or those of its base.
+
+        Args:
+            filepath: As in `keras.Model.load_weights`.
+            *args: Further arguments of `keras.Model.load_weights`.
+            **kwargs: Further arguments of `keras.Model.load_weights`.
 
         Raises:
             ValueError: If the file holds the weights of neither.
+
+        Example:
+
+        ```python
+        base.save_weights("base.weights.h5")
+        keras_rdrop.RDropModel(base).load_weights("base.weights.h5")
+        ```
         """
         try:
             super().load_weights(filepath, *args, **kwargs)
@@ -314,8 +342,19 @@ class RDropModel(PreprocessingModel):
         """Describes which layers run once per row and which once per pass: see `share_prefix`.
 
         Returns:
-            A few lines of text: the layers at which the rows are repeated, and how many parameters of the base are in
-            layers that run once per row; or the reason why there are none.
+            A string: the number of layers and parameters that run once per row, and the names of the first random
+            layers. If all layers run once per pass, it gives the reason.
+
+        Example:
+
+        >>> inputs = keras.Input((20,))
+        >>> hidden = keras.layers.Dense(256, activation="relu")(inputs)
+        >>> hidden = keras.layers.Dropout(0.3, name="dropout")(hidden)
+        >>> base = keras.Model(inputs, keras.layers.Dense(10)(hidden), name="base")
+        >>> print(keras_rdrop.RDropModel(base).describe_passes())
+        2 passes over each row of base='base':
+          once per row:  1 layers, 5,376 of 7,946 parameters
+          once per pass: from dropout
         """
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
@@ -419,7 +458,7 @@ class _DivergenceTracker(keras.metrics.Mean):
         """Saves nothing: alpha is in the configuration of the model, and an epoch starts with an empty mean."""
 
     def load_own_variables(self, store: Any) -> None:
-        """Is the inverse of `save_own_variables`."""
+        """Loads nothing, because nothing was saved."""
 
 
 def _check_base(base: Any) -> None:

@@ -32,6 +32,8 @@ class TorchDataParallel(keras.callbacks.Callback):
     Example:
 
     ```python
+    from keras_rdrop import TorchDataParallel
+
     parallel = TorchDataParallel()
     model.fit(*parallel.shard((x, y)), batch_size=32, callbacks=[parallel])
     if parallel.rank == 0:
@@ -69,8 +71,13 @@ class TorchDataParallel(keras.callbacks.Callback):
 
         Returns:
             The same structure, of arrays of shape `(rows // processes, ...)`.
-        """
 
+        Example:
+
+        ```python
+        x, y = keras_rdrop.TorchDataParallel().shard((x, y))
+        ```
+        """
         rank, n = self.rank, self.processes
         return tree.map_structure(lambda array: None if array is None else array[rank::n][: len(array) // n], data)
 

@@ -39,7 +39,7 @@ class LastLayer:
 
     @staticmethod
     def obstacle(layer: Any, reverse: bool = False, **kwargs: Any) -> str | None:
-        """Returns why a call of a layer is not just a product of features and a kernel plus a bias, or `None`."""
+        """Returns why a layer call is not a matrix product plus a bias, or `None` if it is."""
         embedding = keras.layers.ReversibleEmbedding
         if type(layer) is keras.layers.Dense:
             obstacles = {

@@ -177,7 +177,7 @@ def _takes_logits(loss: Loss) -> bool | None:
 
 
 def _check_from_logits(divergence: Loss, loss: Loss) -> None:
-    """Comparing logits as probabilities, or vice versa, would give a meaningless divergence."""
+    """Raises an error if the loss takes logits and the divergence probabilities, or vice versa."""
     expected, received = _takes_logits(loss), _takes_logits(divergence)
     if None not in (expected, received) and expected != received:
         wrong = f"divergence={divergence!r} with from_logits={received}"

@@ -26,7 +26,7 @@ _CROSS_ENTROPIES = (CategoricalCrossentropy, SparseCategoricalCrossentropy, loss
 
 @dataclasses.dataclass(frozen=True)
 class OutputBatch:
-    """What Keras passes to the loss of one output, for the widened batch.
+    """The arguments that Keras passes to the loss of one output, for the widened batch.
 
     Attributes:
         y_true: Targets as the user gave them.
@@ -146,7 +146,7 @@ class JointTerms:
         return terms[0], terms[1]
 
     def _labels(self, batch: OutputBatch, shape: Any, classes: Any) -> tuple[Tensor, float | Tensor]:
-        """Returns the labels, all of them in `[0, classes)` if they are integers, and a factor of their loss."""
+        """Returns the labels and a factor of their loss. Integer labels outside of `[0, classes)` become 0."""
         if not self.is_sparse:
             return batch.labels, 1.0
         labels = as_indices(ops.reshape(batch.labels, shape))

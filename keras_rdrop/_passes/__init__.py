@@ -1,1 +1,1 @@
-"""How the passes of R-Drop are laid out, where they part, and the training step that runs them."""
+"""The layout of the passes, the training graph that repeats the rows, and the running step."""

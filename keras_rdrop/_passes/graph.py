@@ -98,7 +98,7 @@ def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
 
 
 class _NoTrainingGraph(Exception):
-    """The message gives the reason."""
+    """A base has no training graph. The message gives the reason."""
 
 
 def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_head: bool) -> TrainingGraph:
@@ -234,7 +234,7 @@ class _GraphRebuilder:
 
 
 def _as_dense(tensor: Any) -> Any:
-    """Undoes that Keras takes the product of a tensor and a number for sparse, which no layer accepts on JAX."""
+    """Marks a tensor as dense. Keras marks the product of a tensor and a number as sparse, which fails on JAX."""
     return ops.convert_to_tensor(tensor, sparse=False) if getattr(tensor, "sparse", False) else tensor
 
 

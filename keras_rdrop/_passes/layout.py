@@ -12,7 +12,7 @@ from keras_rdrop._keras import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class PassLayout:
-    """The passes over each row are adjacent in the widened batch: `x0, x0, x1, x1, ...` for two passes.
+    """The order of the rows in a widened batch: all passes over a row are adjacent, as in `x0, x0, x1, x1, ...`.
 
     A batch that is sharded over devices therefore needs no communication.
 
@@ -75,11 +75,11 @@ class PassLayout:
         return ops.reshape(tensor, (-1, self.count, *ops.shape(tensor)[1:]))
 
     def ungroup(self, tensor: Tensor) -> Tensor:
-        """Is the inverse of `group`: `(rows, count, ...)` to `(rows * count, ...)`."""
+        """Inverse of `group`: `(rows, count, ...)` to `(rows * count, ...)`."""
         return ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
 
     def mean_over_passes(self, value: Tensor, loss: Loss) -> Tensor:
-        """Averages over the passes the value of a loss, reduced over the widened batch."""
+        """Averages a loss over the passes, given its value for the widened batch."""
         # A mean over the widened batch already is the mean over the passes.
         return value / self.count if loss.reduction == "sum" else value
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-# A layer draws if one of these attributes is above 0, or another one whose name contains "drop", such as
-# `drop_path_rate`: some layers hold a seed generator at rate 0, some have none.
+# A layer is random if one of these attributes is above 0, or another one whose name contains "drop", such as
+# `drop_path_rate`. Seed generators alone do not tell: some layers hold one at rate 0, some random layers hold none.
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 
 # The distance between the seeds of two replicas: more than a layer draws in most trainings.

@@ -41,6 +41,12 @@ class Recipe:
         rdrop: Results with R-Drop, one per metric.
         sources: The source of each number, by the name of the attribute.
         note: Further remarks.
+
+    Example:
+
+    >>> recipe = keras_rdrop.recipes.RECIPES["iwslt14-de-en"]
+    >>> recipe.alpha, recipe.dropout, recipe.metric
+    (5.0, 0.3, ('BLEU',))
     """
 
     task: str
@@ -101,7 +107,7 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
         The float for `RDropModel(alpha=...)`.
 
     Raises:
-        ValueError: If `source` is unknown, or if an argument that it needs is missing.
+        ValueError: If `source` is unknown, or if it requires an argument that is missing.
 
     Example:
 

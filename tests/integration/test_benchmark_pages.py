@@ -1,15 +1,41 @@
-"""The page of the benchmarks shows the results, and nothing else."""
+"""The pages of the benchmarks and of the examples show the results, and nothing else."""
 
 import json
 
 import pytest
 from support.scripts import ROOT, import_from
 
-render = import_from("benchmarks", "render")
+examples, render = (import_from("benchmarks", name) for name in ("examples", "render"))
 
 
 def test_the_page_is_rendered_from_the_results():
     assert (ROOT / "docs" / "benchmarks.md").read_text() == render.render()
+
+
+def test_the_page_of_the_examples_is_rendered_from_the_results():
+    assert (ROOT / "docs" / "examples.md").read_text() == examples.render()
+
+
+def test_a_report_is_added_to_the_results(tmp_path):
+    run, results = tmp_path / "translation-torch", tmp_path / "results"
+    run.mkdir()
+    results.mkdir()
+    arms = [{"": "plain", "BLEU": 18.418, "seconds": 485.6}, {"": "R-Drop", "BLEU": 20.39, "seconds": 850.0}]
+    report = {
+        "settings": {},
+        "backend": "torch",
+        "versions": {"keras": "3.15.1"},
+        "peak_memory_gb": 2.25,
+        "results": arms,
+    }
+    (run / "report.json").write_text(json.dumps(report))
+    (run / "learning_curves.png").write_bytes(b"picture")
+    examples.add(run / "report.json", results, tmp_path)
+    record = json.loads((results / "translation-torch.json").read_text())
+    assert "settings" not in record
+    cells = ["`translation.py`", "PyTorch", "BLEU", "18.42", "20.39", "486", "850", "2.2"]
+    assert examples.row_of("translation", record) == cells
+    assert (tmp_path / "example-translation.png").read_bytes() == b"picture"
 
 
 def test_every_result_has_a_section():

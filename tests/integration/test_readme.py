@@ -1,10 +1,13 @@
-"""Every Python block of the README and the documentation runs.
+"""Every Python block of the README and the documentation runs, and every example in the docstring of a public name.
 
 The blocks of a page run in order and share one namespace. Blocks in a section that is named after a backend run only on
 that backend, and those for some versions of Keras only with these versions.
 """
 
+import doctest
+import inspect
 import json
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -105,6 +108,38 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_d
         namespace |= {"keras": keras, "keras_rdrop": keras_rdrop, "RDropModel": RDropModel} | data
     for block in python_blocks(page):
         exec(compile(block, page, "exec"), namespace)
+
+
+def public_names():
+    """Yields the names that `docs/api.md` shows."""
+    for path, members in re.findall(
+        r"^::: (\S+)\n    options:\n      (?:members: \[(.*)\]|show_root_heading: false)$",
+        (ROOT / "docs" / "api.md").read_text(),
+        re.MULTILINE,
+    ):
+        found = pkgutil.resolve_name(path)
+        if inspect.ismodule(found):
+            own = [name for name, value in vars(found).items() if getattr(value, "__module__", None) == path]
+            yield from (f"{path}.{name}" for name in own if not name.startswith("_"))
+        else:
+            yield from (path, *(f"{path}.{name}" for name in re.findall(r"\w+", members)))
+
+
+@pytest.mark.parametrize("name", list(public_names()))
+def test_docstring_examples_run(name, tmp_path, monkeypatch, rng, one_device):
+    monkeypatch.chdir(tmp_path)
+    _, found, example = inspect.getdoc(pkgutil.resolve_name(name)).partition("\nExample:\n")
+    assert found, "no example"
+    if "TorchDataParallel" in name and not RUNS["PyTorch, before Keras 3.16"]:
+        pytest.skip("not for this backend")
+    base = keras.Sequential([keras.Input((20,)), keras.layers.Dropout(0.3), keras.layers.Dense(10)])
+    model = RDropModel(base)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    namespace = {"keras": keras, "keras_rdrop": keras_rdrop, "np": np, "base": base, "model": model}
+    namespace |= {"x": rng.normal(size=(64, 20)), "y": rng.integers(0, 10, 64)}
+    doctest.DebugRunner().run(doctest.DocTestParser().get_doctest(example, namespace, name, None, 0))
+    for block in re.findall(r"^```python\n(.*?)^```", example, re.MULTILINE | re.DOTALL):
+        exec(compile(block, name, "exec"), namespace)
 
 
 def test_the_costs_in_the_readme_are_those_of_the_results():

@@ -105,7 +105,7 @@ def report(title, rows, args, **more):
         "backend": backend,
         "versions": {name: importlib.metadata.version(name) for name in packages}
         | {"python": platform.python_version()},
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "runs": args.runs,
         "rows": rows,
         **more,
@@ -115,7 +115,8 @@ def report(title, rows, args, **more):
         file.write(json.dumps(record) + "\n")
 
 
-def _hardware():
+def hardware():
+    """Return the name of the GPU that the backend uses, or of the processor."""
     backend, processor = keras.backend.backend(), f"{_processor()}, {os.cpu_count()} cores"
     if backend == "torch":
         import torch

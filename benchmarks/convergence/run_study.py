@@ -6,16 +6,22 @@
 Each cell appends one line to the results file when it is done. A cell that was killed runs again. Several machines can
 each write their own file into the results folder: all files in it are read. Results of several backends are not mixed:
 each task runs on one backend.
+
+Each process of `--jobs` runs one cell at a time, and keeps the data of the tasks for its next cells. A GPU has room for
+many of these small networks.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import datetime
 import importlib.metadata
 import itertools
 import json
+import multiprocessing
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -28,6 +34,9 @@ from keras_rdrop import RDropModel
 
 from common.training import WarmUp  # isort: skip, `tasks` puts the examples on the path
 
+sys.path.append(str(Path(__file__).parents[1]))
+from measure import hardware
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -36,6 +45,7 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("--minutes", type=float, default=60, help="start no new cell after this time (default: %(default)s)")
     add("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help="run only these tasks")
+    add("--jobs", type=int, default=1, help="processes that run cells (default: %(default)s)")
     add("--output", type=Path, default=RESULTS / "cpu.jsonl", help="results file (default: %(default)s)")
     add("--again", nargs=4, metavar=("TASK", "ARM", "BUDGET", "SEED"), help="run one cell again, and print its result")
     return parser.parse_args(argv)
@@ -122,6 +132,10 @@ def train(cell: Cell):
 def run(cell: Cell):
     """Returns the line of a cell in the results file, as a dict."""
     backend = keras.config.backend()
+    if backend == "torch":
+        import torch
+
+        torch.use_deterministic_algorithms(True, warn_only=True)  # a cell run again has the same scores on a GPU
     names = "keras", "keras-hub", backend
     return {
         **dataclasses.asdict(cell),
@@ -129,31 +143,50 @@ def run(cell: Cell):
         "date": datetime.date.today().isoformat(),
         "backend": backend,
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "hardware": hardware(),
     }
+
+
+def run_pending(tasks, output, jobs, minutes):
+    """Runs cells in `jobs` processes until none is pending. After `minutes`, starts no new one."""
+    deadline = time.monotonic() + 60 * minutes
+    running, failed = {}, set()
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        while True:
+            started = {*running.values(), *failed}
+            cells = [cell for cell in pending(load_results(output.parent), tasks) if cell not in started]
+            if time.monotonic() < deadline:
+                running |= {pool.submit(run, cell): cell for cell in cells[: jobs - len(running)]}
+            if not running:
+                return
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                cell = running.pop(future)
+                what = f"{cell.task} | {cell.arm} | budget {cell.budget} | seed {cell.seed} | {cell.setting}"
+                if future.exception() is not None:
+                    failed.add(cell)
+                    print(f"{what}: {future.exception()!r}", flush=True)
+                    continue
+                result = future.result()
+                line = f"{json.dumps(result)}\n".encode()
+                with open(output, "ab", buffering=0) as file:  # a single write, so that a kill leaves no partial line
+                    file.write(line)
+                best, took = max(result["validation"]), result["seconds_with_validation_and_test"]
+                minutes_left = (deadline - time.monotonic()) / 60
+                print(f"{what}: {best:.4f}, {took:.0f} s, {minutes_left:.0f} min left, {len(cells)} to go", flush=True)
 
 
 def main(argv=None):
     args = parse_arguments(argv)
     folder = args.output.parent
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch needs it for deterministic matrix products
     if args.again:
         task, arm, budget, seed = args.again
         cell = Cell(task, arm, int(budget), int(seed), tuned(load_results(folder), task, arm))
         print(json.dumps(run(cell)))
         return
-    deadline = time.monotonic() + 60 * args.minutes
-    while time.monotonic() < deadline and (cells := list(pending(load_results(folder), args.task))):
-        cell = cells[0]
-        result = run(cell)
-        line = f"{json.dumps(result)}\n".encode()
-        with open(args.output, "ab", buffering=0) as file:  # a single write, so that a kill leaves no partial line
-            file.write(line)
-        minutes_left = (deadline - time.monotonic()) / 60
-        what = f"{cell.task} | {cell.arm} | budget {cell.budget} | seed {cell.seed} | {cell.setting}"
-        took = result["seconds_with_validation_and_test"]
-        best = max(result["validation"])
-        print(f"{what}: {best:.4f}, {took:.0f} s, {minutes_left:.0f} min left, {len(cells)} planned", flush=True)
+    run_pending(args.task, args.output, args.jobs, args.minutes)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The study at convergence: its plan, and the training of one cell."""
 
+import concurrent.futures
 import dataclasses
 import json
 
@@ -154,3 +155,27 @@ def test_results_are_read_from_all_files(task, tmp_path):
     for cell in cells:
         (tmp_path / f"{cell.seed}.jsonl").write_text(json.dumps(result(cell, [0.5])) + "\n")
     assert set(plan.load_results(tmp_path)) == set(cells)
+
+
+def test_every_pending_cell_runs_once_and_one_that_fails_stops_no_other(task, tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(cell):
+        ran.append(cell)
+        if cell.arm == "label smoothing" and cell.seed == 1:
+            raise RuntimeError("out of memory")
+        return result(cell, [cell.budget]) | {"seconds_with_validation_and_test": 0.0}
+
+    monkeypatch.setattr(run_study, "run", run)
+    # Threads, because another process would not know the small task.
+    executor = concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", lambda jobs, context: executor(jobs))
+    output = tmp_path / "cpu.jsonl"
+    run_study.run_pending([task], output, jobs=3, minutes=1)
+    done = plan.load_results(tmp_path)
+    failed = [cell for cell in ran if cell not in done]
+    assert len(ran) == len(set(ran)) == 2 * 12 + 3 * 2 * len(plan.ARMS)
+    assert [(cell.arm, cell.budget, cell.seed) for cell in failed] == [("label smoothing", b, 1) for b in (1, 2, 4)]
+    assert "out of memory" in capsys.readouterr().out
+    run_study.run_pending([task], output, jobs=3, minutes=0)  # no time is left
+    assert plan.load_results(tmp_path) == done

@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-keras behaviour sweep evidence pages coverage lint docs wheel release-notes clean
+.PHONY: demo test test-slow test-keras behaviour sweep evidence gpu-bundle pages coverage lint docs wheel release-notes clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -58,6 +58,10 @@ sweep: $(VENV)/.test
 			--numprocesses $(WORKERS) --dist worksteal --junitxml=build/sweep-$$backend.xml || true; \
 	done
 	$(BIN)/python tests/sweep/render.py build/sweep-*.xml > docs/models.md
+
+# What benchmarks/run_on_gpu.sh needs on a machine with a GPU and no network.
+gpu-bundle: $(VENV)/.test
+	$(BIN)/python benchmarks/gpu_bundle.py build/gpu-bundle.tar.gz
 
 # Does R-Drop help? Runs what has no result yet, for so many minutes, and renders the results of all.
 evidence: $(VENV)/.test

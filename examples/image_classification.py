@@ -14,7 +14,6 @@ the dropout differs between them, as in the paper.
 
 import keras
 import keras_hub
-import matplotlib.pyplot as plt
 import numpy as np
 from common import arguments, data, distribution, report, training
 from common.scores import classification_scores
@@ -115,8 +114,11 @@ def build_classifier(args, preprocessor, classes):
 
 def plot_mistakes(images, labels, predicted, names, path):
     """Draws the first misclassified images with their true and predicted classes."""
+    from matplotlib.figure import Figure
+
     wrong = np.flatnonzero(predicted != labels)[:16]
-    figure, axes = plt.subplots(4, 4, figsize=(7, 8), layout="constrained")
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    axes = figure.subplots(4, 4)
     for axis in axes.flat:
         axis.axis("off")
     for axis, index in zip(axes.flat, wrong, strict=False):
@@ -124,7 +126,6 @@ def plot_mistakes(images, labels, predicted, names, path):
         axis.set_title(f"{names[labels[index]]}, predicted {names[predicted[index]]}", fontsize="small")
     figure.suptitle(f"The first {len(wrong)} mistakes")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(argv=None):

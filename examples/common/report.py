@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import matplotlib
 from rich.console import Console
 from rich.table import Table
 
 from common.training import arm_names, result_path
 from keras_rdrop.plot import plot_history
-
-matplotlib.use("Agg")  # draws into files, without a display
 
 
 def finish(args: argparse.Namespace, title: str, **more: Any) -> None:

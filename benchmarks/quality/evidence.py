@@ -336,23 +336,20 @@ def table_of_rows(record):
     return markdown_table(names, rows)
 
 
-def draw_effects(by_baseline, path):
-    """Draw effects and their intervals, one panel per baseline."""
-    names = list(dict.fromkeys(f"{row['task']}: {row['score']}" for rows in by_baseline.values() for row in rows))
-    size = 3 + 4 * len(by_baseline), 1.5 + 0.25 * len(names)
-    figure, panels = plt.subplots(1, len(by_baseline), figsize=size, layout="constrained", squeeze=False, sharey=True)
-    for axes, (baseline, rows) in zip(panels[0], by_baseline.items(), strict=True):
-        for row in rows:
-            # Scores have different units: each interval is scaled so that its larger end is at 1 or -1.
-            scale = max(abs(row["low"]), abs(row["high"])) or 1.0
-            place = names.index(f"{row['task']}: {row['score']}")
-            axes.plot([row["low"] / scale, row["high"] / scale], [place, place], color="C0", linewidth=3, alpha=0.5)
-            axes.plot(row["effect"] / scale, place, "o", color="C0")
-        axes.axvline(0, color="black", linewidth=1)
-        axes.set_xlabel("worse ← effect, interval scaled to 1 → better")
-        axes.set_title(f"{BASELINES[baseline]}\nagainst {baseline}")
-    panels[0, 0].set_yticks(range(len(names)), names)
-    panels[0, 0].invert_yaxis()
+def draw_effects(rows, path):
+    """Draw effects and their intervals, one line per task."""
+    figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.3 * len(rows)), layout="constrained")
+    for place, row in enumerate(rows):
+        # Scores have different units: each interval is scaled so that its larger end is at 1 or -1.
+        scale = max(abs(row["low"]), abs(row["high"])) or 1.0
+        color = {"helps": "C0", "hurts": "C3"}.get(row["verdict"], "C7")
+        axes.plot([row["low"] / scale, row["high"] / scale], [place, place], color=color, linewidth=3, alpha=0.5)
+        axes.plot(row["effect"] / scale, place, "o", color=color)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_xlabel("R-Drop is worse ← → R-Drop is better")
+    axes.set_xticks([0])
+    axes.set_yticks(range(len(rows)), [f"{row['task']}: {row['score']}" for row in rows])
+    axes.invert_yaxis()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -394,8 +391,11 @@ def render(results_folder, folder, sweeps):
     parts = [HEAD.format(answer=answer(by_baseline))]
     if by_baseline:
         deciding = {baseline: of_deciding_scores(rows) for baseline, rows in by_baseline.items()}
-        draw_effects(deciding, pictures / "evidence.png")
-        parts.append("![The effect on each task and its interval, against each baseline](pictures/evidence.png)\n")
+        baseline, rows = next(iter(deciding.items()))
+        draw_effects(rows, pictures / "evidence.png")
+        parts.append(
+            f"![R-Drop against {baseline}: the effect on each task, and its interval](pictures/evidence.png)\n"
+        )
         parts.append(f"## In short\n\n{SHORT}\n{table_of_verdicts(deciding)}")
     parts.append(METHOD)
     for baseline, rows in by_baseline.items():

@@ -25,7 +25,8 @@ It needs no labels and is 0 if the predictions are equal. The paper used an `alp
 0.1 to 5, depending on the task.
 
 This example fine-tunes MiniLM, a small BERT, on 200 snippets of movie reviews, once
-with plain training and once with R-Drop. It takes a few minutes on one CPU core.
+with plain training and once with R-Drop. It takes a few minutes on one CPU core. The
+times in the outputs are longer, because other programs used the same core.
 
 ## Setup
 

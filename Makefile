@@ -11,7 +11,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-keras behaviour sweep evidence gpu-bundle pages coverage lint docs wheel release-notes clean
+.PHONY: demo test test-slow test-keras behaviour sweep evidence gpu-bundle pages notebooks coverage lint docs wheel \
+	release-notes clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
@@ -74,6 +75,10 @@ pages: $(VENV)/.test
 	$(BIN)/python benchmarks/examples.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/quality/evidence.py
+
+# The notebooks from their scripts, with outputs. They run on JAX unless KERAS_BACKEND is set.
+notebooks: $(VENV)/.test
+	$(BIN)/python docs/notebooks.py
 
 coverage: $(VENV)/.test
 	mkdir -p build

@@ -13,6 +13,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_rdrop._keras import Tensor, at_least_float32
 from keras_rdrop._objective import pairing
+from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
 from keras_rdrop._passes.layout import PassLayout
@@ -209,6 +210,7 @@ class RDropModel(PreprocessingModel):
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
         self.loss, self._pairs_rows = loss, None
+        self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Loads weights that this model saved, or that a model like `base` saved: see `keras.Model.load_weights`.
@@ -267,7 +269,7 @@ class RDropModel(PreprocessingModel):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         divergence = sum(step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]
-        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), sample_weight=rows)
+        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), rows)
         return loss + ops.multiply(step.alpha / 2, divergence)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -315,7 +317,8 @@ class RDropModel(PreprocessingModel):
 
         Returns:
             A few lines of text: the layers at which the rows are repeated, and how many parameters of the base are in
-            layers that run once per row; or the reason why there are none.
+            layers that run once per row; or the reason why there are none. For one output, after `compile`, also
+            whether one kernel computes the loss and the divergence, as it does for a cross-entropy of many logits.
         """
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
@@ -328,6 +331,8 @@ class RDropModel(PreprocessingModel):
         text += f"\n  once per pass: from {', '.join(found.frontier) or 'no layer, because none is random'}"
         if found.last_layer is not None:
             text += f"\n  with the loss, in chunks of rows: {found.last_layer.layer.name}"
+        elif self.compiled and len(self.base.outputs) == 1:
+            text += f"\n  loss and divergence: {describe_terms(self._terms[0], self.base.outputs[0].shape)}"
         return text
 
     def _find_training_graph(self) -> TrainingGraph:
@@ -399,7 +404,7 @@ class _CheckDivergence(keras.callbacks.Callback):
                 self.warn("The divergence between the passes was 0")
 
 
-class _DivergenceTracker(keras.metrics.Mean):
+class _DivergenceTracker(keras.metrics.Metric):
     """The mean divergence, and a variable for alpha.
 
     Keras passes the variables of metrics to every step, and does not count them among the weights of the model.
@@ -407,8 +412,19 @@ class _DivergenceTracker(keras.metrics.Mean):
 
     def __init__(self) -> None:
         super().__init__(name="divergence")
+        # The sum over the rows and the number of rows. One variable takes less of the time of a small step than two.
+        self.sums = self.add_variable((2,), "zeros", self.dtype, name="sums")
         dtype, aggregation = at_least_float32(keras.config.floatx()), "only_first_replica"
         self.alpha = self.add_variable((), "zeros", dtype, aggregation, name="alpha")
+
+    def update_state(self, divergence: Tensor, rows: int | Tensor) -> None:
+        self.sums.assign_add(ops.multiply(rows, ops.stack([divergence, 1.0])))
+
+    def reset_state(self) -> None:
+        self.sums.assign((0.0, 0.0))
+
+    def result(self) -> Tensor:
+        return ops.divide_no_nan(self.sums[0], self.sums[1])
 
     def set_alpha(self, model: keras.Model, alpha: float) -> None:
         if hasattr(model, "jax_state_sync"):  # during an epoch on JAX, the variables of a model are out of date

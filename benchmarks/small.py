@@ -28,7 +28,7 @@ def epoch(method, arm, steps):
 
 
 def main():
-    args = parse_arguments(__doc__, steps=50)
+    args = parse_arguments(__doc__, steps=20)
     rows = []
     for method in ("fit", "train_on_batch"):
         arms = {arm: epoch(method, arm, args.steps) for arm in WRAPPERS}

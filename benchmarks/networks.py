@@ -10,6 +10,16 @@ layers = keras.layers
 DROPOUT = 0.1
 
 
+def mlp(rng, rows=32, features=20, width=64, classes=10):
+    """A multilayer perceptron with dropout, for which every fixed cost of a step counts."""
+    inputs = keras.Input((features,))
+    hidden = inputs
+    for _ in range(2):
+        hidden = layers.Dropout(DROPOUT)(layers.Dense(width, activation="relu")(hidden))
+    base = keras.Model(inputs, layers.Dense(classes)(hidden))
+    return base, rng.normal(size=(rows, features)).astype("float32"), rng.integers(0, classes, rows)
+
+
 def vit(rng, rows=32, size=32, patch_size=4, num_layers=4, num_heads=4, width=96, mlp_width=192, classes=10):
     """A ViT that classifies images."""
     backbone = keras_hub.models.ViTBackbone(
@@ -61,7 +71,7 @@ def conv(rng, rows=128):
     return base, rng.uniform(size=(rows, 64, 64, 3)).astype("float32"), rng.integers(0, 10, rows)
 
 
-NETWORKS = {function.__name__: function for function in (vit, translation, language_model, conv)}
+NETWORKS = {function.__name__: function for function in (mlp, vit, translation, language_model, conv)}
 # Sizes for a GPU.
 NETWORKS |= {
     "vit-b16": functools.partial(

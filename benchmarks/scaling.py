@@ -33,7 +33,7 @@ def main():
     }
     for passes in sizes["passes"]:
         unoptimized = objective(optimized=False, passes=passes)
-        check_same(objective(passes=passes), unoptimized, *random_batch(8, 100, passes))
+        check_same(objective(passes=passes), unoptimized, *random_batch(8, 1000, passes))
     default_shape = {"rows": args.rows, "vocabulary": args.vocabulary, "passes": 2}
     rows = []
     for dimension, values in sizes.items():

@@ -81,13 +81,16 @@ class MapWithMask(keras.layers.Layer):
 
 
 class Reduction(keras.losses.Loss):
-    """Applies the reduction of a loss to precomputed values, one per element."""
+    """Applies the reduction of a loss to precomputed values, one per element, with the Keras mask of the predictions.
+
+    It is called with the values in place of the targets.
+    """
 
     def __init__(self, loss: keras.losses.Loss, reduction: str | None = None) -> None:
         super().__init__(name=loss.name, reduction=reduction or loss.reduction, dtype=loss.dtype)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        return y_pred
+        return y_true
 
     def reduce(self, values: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
         """Reduces values with a mask and sample weights, as the loss itself would."""

@@ -13,6 +13,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_rdrop._keras import Tensor, at_least_float32
 from keras_rdrop._objective import pairing
+from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
 from keras_rdrop._passes.layout import PassLayout
@@ -225,6 +226,7 @@ class RDropModel(PreprocessingModel):
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
         self.loss, self._pairs_rows = loss, None
+        self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Loads the weights of an `RDropModel`, or those of its base.
@@ -295,7 +297,7 @@ class RDropModel(PreprocessingModel):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         divergence = sum(step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]
-        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), sample_weight=rows)
+        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), rows)
         return loss + ops.multiply(step.alpha / 2, divergence)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -343,7 +345,8 @@ class RDropModel(PreprocessingModel):
 
         Returns:
             A string: the number of layers and parameters that run once per row, and the names of the first random
-            layers. If all layers run once per pass, it gives the reason.
+            layers. If all layers run once per pass, it gives the reason. After `compile`, for one output, it also says
+            whether the loss and the divergence are computed in one kernel.
 
         Example:
 
@@ -367,6 +370,8 @@ class RDropModel(PreprocessingModel):
         text += f"\n  once per pass: from {', '.join(found.frontier) or 'no layer, because none is random'}"
         if found.last_layer is not None:
             text += f"\n  with the loss, in chunks of rows: {found.last_layer.layer.name}"
+        elif self.compiled and len(self.base.outputs) == 1:
+            text += f"\n  loss and divergence: {describe_terms(self._terms[0], self.base.outputs[0].shape)}"
         return text
 
     def _find_training_graph(self) -> TrainingGraph:
@@ -438,7 +443,7 @@ class _CheckDivergence(keras.callbacks.Callback):
                 self.warn("The divergence between the passes was 0")
 
 
-class _DivergenceTracker(keras.metrics.Mean):
+class _DivergenceTracker(keras.metrics.Metric):
     """The mean divergence, and a variable for alpha.
 
     Keras passes the variables of metrics to every step, and does not count them among the weights of the model.
@@ -446,8 +451,19 @@ class _DivergenceTracker(keras.metrics.Mean):
 
     def __init__(self) -> None:
         super().__init__(name="divergence")
+        # The sum over the rows and the number of rows. One variable takes less of the time of a small step than two.
+        self.sums = self.add_variable((2,), "zeros", self.dtype, name="sums")
         dtype, aggregation = at_least_float32(keras.config.floatx()), "only_first_replica"
         self.alpha = self.add_variable((), "zeros", dtype, aggregation, name="alpha")
+
+    def update_state(self, divergence: Tensor, rows: int | Tensor) -> None:
+        self.sums.assign_add(ops.multiply(rows, ops.stack([divergence, 1.0])))
+
+    def reset_state(self) -> None:
+        self.sums.assign((0.0, 0.0))
+
+    def result(self) -> Tensor:
+        return ops.divide_no_nan(self.sums[0], self.sums[1])
 
     def set_alpha(self, model: keras.Model, alpha: float) -> None:
         if hasattr(model, "jax_state_sync"):  # during an epoch on JAX, the variables of a model are out of date

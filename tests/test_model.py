@@ -9,6 +9,7 @@ from support import reference
 from support.known_noise import KnownNoise
 
 from keras_rdrop import RDropModel, divergences
+from keras_rdrop._objective import terms
 
 CLASSES = 5
 
@@ -50,10 +51,14 @@ def data(rng, rows=12, features=8):
 
 
 @pytest.mark.parametrize(("passes", "fraction"), [(2, 1.0), (3, 1.0), (2, 0.25), (3, 0.3)])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("weighted", "uses_kernel"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(("steps", "masked"), [(None, False), (6, False), (6, True)])
-def test_loss_and_gradients_match_the_formula_of_the_paper(passes, fraction, steps, masked, weighted, rng):
+def test_loss_and_gradients_match_the_formula_of_the_paper(
+    passes, fraction, steps, masked, weighted, uses_kernel, rng, monkeypatch
+):
     """SGD with a learning rate of 1 subtracts the gradient from each weight."""
+    if uses_kernel:
+        monkeypatch.setattr(terms, "MIN_LOGITS_PER_ROW", 0)
     rows, features, alpha = 4, 3, 2.5
     shape = (rows,) if steps is None else (rows, steps)
     x = rng.normal(size=(*shape, features))

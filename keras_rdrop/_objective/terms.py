@@ -2,11 +2,12 @@
 
 `SeparateTerms` and `JointTerms` are interchangeable. `SeparateTerms` supports any pair of loss and divergence: it calls
 the loss and compares the passes. `JointTerms` computes a cross-entropy from logits and the symmetric KL in one kernel,
-which takes less time and memory.
+which takes less time and memory where there are many logits.
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -14,12 +15,15 @@ from keras import ops
 from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
 
 from keras_rdrop import losses
-from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, target_weights
+from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, set_mask, target_weights
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._kernels.logits import as_indices, cross_entropy_and_symmetric_kl
 from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import Step
 from keras_rdrop.divergences import SymmetricKL
+
+# With fewer logits per row, the kernel takes longer than separate terms, unless a batch has a thousand rows.
+MIN_LOGITS_PER_ROW = 128
 
 _CROSS_ENTROPIES = (CategoricalCrossentropy, SparseCategoricalCrossentropy, losses.SparseCategoricalCrossentropy)
 
@@ -42,13 +46,14 @@ class OutputBatch:
     loss_sample_weight: Tensor | None
     divergence_sample_weight: Tensor | None
 
+    def is_valid(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
+        """Returns which targets are not of the ignored class, or `None` if no class is ignored."""
+        return None if ignore_class is None else ops.reshape(ops.not_equal(self.y_true, ignore_class), shape)
+
     def mask(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
         """Returns the Keras mask of the predictions, without elements of the ignored class, or `None`."""
-        mask = get_mask(self.y_pred)
-        if ignore_class is None:
-            return mask
-        valid = ops.reshape(ops.not_equal(self.y_true, ignore_class), shape)
-        return valid if mask is None else ops.logical_and(mask, valid)
+        mask, is_valid = get_mask(self.y_pred), self.is_valid(ignore_class, shape)
+        return mask if is_valid is None else is_valid if mask is None else ops.logical_and(mask, is_valid)
 
 
 # Computes the loss, averaged over the passes, and the divergence of one output.
@@ -78,13 +83,14 @@ class SeparateTerms:
             y_pred = ops.expand_dims(y_pred, -1)
         y_preds = ops.unstack(step.layout.group(y_pred), step.layout.count, axis=1)
         values = step.layout.spread(_compare(self.divergence, y_preds))
-        mask = batch.mask(self.ignore_class, ops.shape(values))
-        divergence = self.reduction.reduce(values, mask, batch.divergence_sample_weight)
+        values = set_mask(values, batch.is_valid(self.ignore_class, ops.shape(values)))
+        # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which a small model notices.
+        divergence = self.reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
         return loss, step.layout.mean_over_passes(divergence, self.reduction)
 
 
 class JointTerms:
-    """Computes a cross-entropy from logits and the symmetric KL in one kernel.
+    """Computes a cross-entropy from logits and the symmetric KL in one kernel, except for few logits.
 
     Args:
         loss: The compiled loss, one that `supports` accepts.
@@ -106,6 +112,11 @@ class JointTerms:
         configs = loss.get_config(), divergence.get_config()
         return all(config["from_logits"] and config.get("axis", -1) == -1 for config in configs)
 
+    @staticmethod
+    def pays(shape: Sequence[Any]) -> bool:
+        """Whether the kernel takes less time than separate terms for predictions of this shape, `(rows, ...)`."""
+        return None in shape[1:] or math.prod(shape[1:]) >= MIN_LOGITS_PER_ROW
+
     def supports_shapes(self, y_true: Tensor, y_pred: Tensor) -> bool:
         """Whether there is one target per element, or one target distribution per element."""
         shape = tuple(y_pred.shape[:-1]) if self.is_sparse else tuple(y_pred.shape)
@@ -115,8 +126,9 @@ class JointTerms:
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         if step.last_layer is not None:
             return self._from_features(step, step.last_layer, batch)
-        if not self.supports_shapes(batch.y_true, batch.y_pred):
-            return self.separate(step, batch)  # Keras broadcasts and squeezes other shapes
+        # Keras broadcasts and squeezes shapes that the kernel does not support.
+        if not self.pays(tuple(batch.y_pred.shape)) or not self.supports_shapes(batch.y_true, batch.y_pred):
+            return self.separate(step, batch)
         return self._from_logits(step.layout, batch)
 
     def _from_logits(self, layout: PassLayout, batch: OutputBatch) -> tuple[Tensor, Tensor]:
@@ -154,6 +166,11 @@ class JointTerms:
             labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
         weight = target_weights(labels, classes)
         return ops.where(ops.equal(weight, 1.0), labels, 0), weight
+
+
+def describe_terms(terms: Terms, shape: Sequence[Any]) -> str:
+    """Returns how the terms of an output are computed, for predictions of shape `(rows, ...)`."""
+    return "in one kernel" if isinstance(terms, JointTerms) and terms.pays(shape) else "apart"
 
 
 def choose_terms(loss: Loss, divergence: Loss | None) -> Terms:

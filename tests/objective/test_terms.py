@@ -39,6 +39,12 @@ class Masked(keras.layers.Layer):
 MASKED = Masked()
 
 
+@pytest.fixture
+def kernel_for_any_size(monkeypatch):
+    monkeypatch.setattr(terms, "MIN_LOGITS_PER_ROW", 0)
+
+
+@pytest.mark.usefixtures("kernel_for_any_size")
 def test_elements_of_the_ignored_class_do_not_count(rng):
     x, noise = rng.normal(size=(3, 4, 5)), rng.uniform(size=(6, 4, 5))
     y = rng.integers(0, 5, (3, 4))
@@ -51,6 +57,7 @@ def test_elements_of_the_ignored_class_do_not_count(rng):
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("kernel_for_any_size")
 def test_mean_with_sample_weight_divides_the_divergence_by_the_sum_of_weights(rng):
     x, noise = rng.normal(size=(6, 5)), rng.uniform(size=(12, 5))
     y, weights = rng.integers(0, 5, 6), rng.uniform(0.5, 2, 6)
@@ -93,6 +100,21 @@ def test_predictions_can_have_one_number_per_row(rng):
     np.testing.assert_allclose(logs["divergence"], np.mean(np.square(x * noise[0::2] - x * noise[1::2])), rtol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [terms.MIN_LOGITS_PER_ROW // 2 - 1, terms.MIN_LOGITS_PER_ROW // 2])
+def test_both_ways_to_compute_the_terms_equal_the_reference(classes, rng, monkeypatch):
+    """One with fewer logits per row than the kernel pays for, and one with as many."""
+    x, noise = rng.normal(size=(3, 2, classes)), rng.uniform(size=(6, 2, classes))
+    y, weights = rng.integers(0, classes, (3, 2)), rng.uniform(0.5, 2, size=(3, 2))
+    calls, kernel = [], terms.cross_entropy_and_symmetric_kl
+    monkeypatch.setattr(terms, "cross_entropy_and_symmetric_kl", lambda *args: calls.append(1) or kernel(*args))
+    logs = train(L.SparseCategoricalCrossentropy(from_logits=True), x, y, noise, sample_weight=weights)
+    assert bool(calls) is (2 * classes >= terms.MIN_LOGITS_PER_ROW)
+    total, divergence = reference.rdrop_loss([x * noise[0::2], x * noise[1::2]], y, 1.0, weights)
+    np.testing.assert_allclose(logs["divergence"], divergence, rtol=1e-5)
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("kernel_for_any_size")
 @pytest.mark.parametrize("loss", ["sparse", "sparse, ignore_class", "one-hot, label smoothing"])
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
 def test_joint_terms_equal_separate_terms(loss, reduction, rng, monkeypatch):
@@ -188,6 +210,7 @@ def test_without_a_divergence_the_loss_is_the_mean_over_the_passes(reduction, rn
     assert step.divergences == [0.0]
 
 
+@pytest.mark.usefixtures("kernel_for_any_size")
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
 def test_terms_computed_with_the_last_layer_have_the_same_values_and_gradient(reduction, rng):
     features, y = rng.normal(size=(8, 3, 4)).astype("float32"), rng.integers(0, 5, (8, 3))
@@ -217,6 +240,7 @@ def test_terms_computed_with_the_last_layer_have_the_same_values_and_gradient(re
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("min_logits_per_row", [0, terms.MIN_LOGITS_PER_ROW])
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -232,8 +256,21 @@ def test_terms_computed_with_the_last_layer_have_the_same_values_and_gradient(re
     reduction=st.sampled_from(["sum_over_batch_size", "sum", "mean_with_sample_weight"]),
 )
 def test_random_objectives_equal_the_reference(
-    seed, rows, positions, classes, passes, alpha, scale, weighted, masked, ignored, reduction
+    seed,
+    rows,
+    positions,
+    classes,
+    passes,
+    alpha,
+    scale,
+    weighted,
+    masked,
+    ignored,
+    reduction,
+    min_logits_per_row,
+    monkeypatch,
 ):
+    monkeypatch.setattr(terms, "MIN_LOGITS_PER_ROW", min_logits_per_row)
     rng = np.random.default_rng(seed)
     shape = (rows,) if positions is None else (rows, positions)
     logits = (scale * rng.normal(size=(passes, *shape, classes))).astype("float32")
@@ -278,6 +315,7 @@ def test_random_objectives_equal_the_reference(
     np.testing.assert_allclose(total, expected_total, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("kernel_for_any_size")
 @pytest.mark.parametrize("fuse_head", [False, True])
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("label", [-100, -1, 5, 300])

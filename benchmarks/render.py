@@ -267,8 +267,8 @@ def answer(folder):
     ]
     return wrap(
         f"A training step of R-Drop takes {spread(times(False))} of the time of plain training on the same doubled "
-        f"batch on CPUs, and {spread(times(True))} on an H100 GPU, depending on network and backend. With a few thousand "
-        f"parameters, where the fixed cost of a step counts, it takes {spread(small)}."
+        f"batch on CPUs, and {spread(times(True))} on an H100 GPU, depending on network and backend. With a few "
+        f"thousand parameters, where the fixed cost of a step counts, it takes {spread(small)}."
     )
 
 

@@ -1,12 +1,17 @@
 """Renders the page of the sweep from the test reports of `make sweep`.
 
-python tests/sweep/render.py build/sweep-*.xml > docs/models.md
+    python tests/sweep/render.py build/sweep-*.xml > docs/models.md
+
+The reports update `results.json`, so the sweep can run in parts, and a run that was stopped keeps its results.
 """
 
+import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
+from pathlib import Path
 
+RESULTS = Path(__file__).with_name("results.json")
 BACKENDS = ["tensorflow", "jax", "torch"]
 TITLES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
@@ -14,6 +19,7 @@ INTRODUCTION = """\
 # Models
 
 `make sweep` builds each model from a tiny configuration and trains it with plain Keras, then with `RDropModel`.
+
 {answer}
 
 A model works if all of this holds. `fit` gives a divergence above 0. `evaluate` and `predict` equal those of the base.
@@ -25,28 +31,27 @@ Training with and without a shared prefix gives the same weights.
 NOT_COVERED = "\nWithout a tiny configuration, and so not tested:\n"
 
 
-def read(paths):
-    """Read the test reports.
+def update(results, paths):
+    """Update the results with test reports.
 
     Args:
+        results: Dict with the keys `"models"`, which maps a family, model and backend, joined by `|`, to a result and
+            its date, and `"not covered"`, which maps a class to the reason.
         paths: JUnit XML files.
-
-    Returns:
-        The results by family, model and backend, and the reasons of the classes that are not covered.
     """
-    results, not_covered = {}, {}
     for path in paths:
-        for case in ElementTree.parse(path).iter("testcase"):
+        root = ElementTree.parse(path)
+        date = root.find(".//testsuite").get("timestamp")[:10]
+        for case in root.iter("testcase"):
             properties = {p.get("name"): p.get("value") for p in case.iter("property")}
             if "model" in properties:
-                cell = properties["family"], properties["model"], properties["backend"]
-                results[cell] = _result(case, properties)
-            not_covered |= {
+                cell = "|".join(properties[name] for name in ("family", "model", "backend"))
+                results["models"][cell] = {"result": _result(case, properties), "date": date}
+            results["not covered"] |= {
                 name.removeprefix("not covered: "): reason
                 for name, reason in properties.items()
                 if name.startswith("not covered: ")
             }
-    return results, not_covered
 
 
 def _result(case, properties):
@@ -60,23 +65,27 @@ def _result(case, properties):
     return f"refused ({properties['refused']})" if "refused" in properties else "works"
 
 
-def render(results, not_covered):
-    counts = defaultdict(Counter)
-    for (_, _, backend), result in results.items():
-        counts[backend][result.split(" (")[0]] += 1
-    lines = [INTRODUCTION.format(answer=" ".join(_answer(b, counts[b]) for b in BACKENDS if b in counts))]
-    reasons = {}
-    for family, model in dict.fromkeys((family, model) for family, model, _ in results):
-        cells = [_cell(results.get((family, model, backend), "not run"), reasons) for backend in BACKENDS]
-        lines.append(f"| {family} | {model} | {' | '.join(cells)} |")
+def render(results):
+    cells, dates = {}, defaultdict(list)
+    for cell, found in results["models"].items():
+        family, model, backend = cell.split("|")
+        cells[family, model, backend] = found["result"]
+        dates[backend].append(found["date"])
+    answers = [_answer(backend, cells, dates[backend]) for backend in BACKENDS if backend in dates]
+    lines, reasons = [INTRODUCTION.format(answer="\n".join(answers))], {}
+    for family, model in sorted({(family, model) for family, model, _ in cells}):
+        row = [_cell(cells.get((family, model, backend), "not run"), reasons) for backend in BACKENDS]
+        lines.append(f"| {family} | {model} | {' | '.join(row)} |")
     lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    lines += [NOT_COVERED, *(f"- `{name}` {reason}" for name, reason in not_covered.items())]
+    lines += [NOT_COVERED, *(f"- `{name}` {reason}" for name, reason in results["not covered"].items())]
     return "\n".join(lines)
 
 
-def _answer(backend, counts):
+def _answer(backend, cells, dates):
+    counts = Counter(result.split(" (")[0] for (_, _, name), result in cells.items() if name == backend)
     trainable = sum(counts.values()) - counts["Keras itself cannot"]
-    return f"On {TITLES[backend]}, {counts['works']} of the {trainable} models that Keras trains work."
+    when = " to ".join(dict.fromkeys((min(dates), max(dates))))
+    return f"- {TITLES[backend]}: {counts['works']} of the {trainable} models that Keras trains work ({when})."
 
 
 def _cell(result, reasons):
@@ -89,4 +98,7 @@ def _cell(result, reasons):
 
 
 if __name__ == "__main__":
-    print(render(*read(sys.argv[1:])))
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}, "not covered": {}}
+    update(results, sys.argv[1:])
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    print(render(results))

@@ -16,7 +16,6 @@ from keras_rdrop._passes.randomness import all_layers
 
 BACKEND = keras.backend.backend()
 ENTRIES = [*keras_io.ENTRIES, *applications.ENTRIES, *hub.ENTRIES]
-LEARNING_RATE = 0.05
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +50,7 @@ class Trial:
             variable.assign(value)
         model = RDropModel(self.base, **options) if options else self.base
         loss = self.entry.loss() if self.entry.loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(LEARNING_RATE), loss)
+        model.compile(keras.optimizers.SGD(self.entry.learning_rate), loss)
         logs = model.fit(self.x, self.y, batch_size=batch_size, shuffle=False, verbose=0).history
         return model, {name: values[-1] for name, values in logs.items()}, self.base.get_weights()
 

@@ -58,7 +58,7 @@ sweep: $(VENV)/.test
 		OMP_NUM_THREADS=1 KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow tests/sweep -k "$(FAMILY)" \
 			--numprocesses $(WORKERS) --dist worksteal --junitxml=build/sweep-$$backend.xml || true; \
 	done
-	$(BIN)/python tests/sweep/render.py build/sweep-*.xml > docs/models.md
+	$(BIN)/python tests/sweep/models_page.py build/sweep-*.xml > docs/models.md
 
 # What benchmarks/run_on_gpu.sh needs on a machine with a GPU and no network.
 gpu-bundle: $(VENV)/.test

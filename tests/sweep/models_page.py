@@ -1,6 +1,6 @@
 """Renders the page of the sweep from the test reports of `make sweep`.
 
-    python tests/sweep/render.py build/sweep-*.xml > docs/models.md
+    python tests/sweep/models_page.py build/sweep-*.xml > docs/models.md
 
 The reports update `results.json`, so the sweep can run in parts, and a run that was stopped keeps its results.
 """

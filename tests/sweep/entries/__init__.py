@@ -22,7 +22,6 @@ class Entry:
         loss: Returns the compiled loss. By default, the sparse categorical cross-entropy of logits.
         is_random: Whether the model draws random numbers in training.
         has_rates: Whether the model is deterministic when its dropout rates are 0.
-        learning_rate: The learning rate of SGD.
         xfail: The reason why the entry is known to fail, by backend.
     """
 
@@ -33,7 +32,6 @@ class Entry:
     loss: Any = None
     is_random: bool = True
     has_rates: bool = True
-    learning_rate: float = 0.05
     xfail: dict[str, str] | None = None
 
     @property

@@ -12,6 +12,8 @@ from support.table import BACKEND, sparse_ce
 
 from keras_rdrop import RDropModel, divergences
 
+pytestmark = pytest.mark.usefixtures("kernel_for_any_size")
+
 ERRORS, ACCEPTED = {}, {}
 SCE, BCE, CCE = sparse_ce(), keras.losses.BinaryCrossentropy, keras.losses.CategoricalCrossentropy
 

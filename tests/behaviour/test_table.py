@@ -9,6 +9,8 @@ from rows import beyond, compiling, data, fitting, hub, inputs, inside, saving  
 from support.bases import KINDS, Unsupported
 from support.table import BACKEND, ROWS
 
+pytestmark = pytest.mark.usefixtures("kernel_for_any_size")
+
 
 def cells():
     for name, (function, kinds, slow) in ROWS.items():

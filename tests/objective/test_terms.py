@@ -39,11 +39,6 @@ class Masked(keras.layers.Layer):
 MASKED = Masked()
 
 
-@pytest.fixture
-def kernel_for_any_size(monkeypatch):
-    monkeypatch.setattr(terms, "MIN_LOGITS_PER_ROW", 0)
-
-
 @pytest.mark.usefixtures("kernel_for_any_size")
 def test_elements_of_the_ignored_class_do_not_count(rng):
     x, noise = rng.normal(size=(3, 4, 5)), rng.uniform(size=(6, 4, 5))

@@ -363,6 +363,7 @@ def random_sequence_base(rng, size):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("kernel_for_any_size")
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 10), passes=st.integers(2, 3), fuse_head=st.booleans())
 @pytest.mark.parametrize("build", [random_base, random_sequence_base])

@@ -176,7 +176,7 @@ def test_contributing_lists_every_module():
     assert set(re.findall(r"^\| `([\w/]+\.py)`", CONTRIBUTING, re.MULTILINE)) == modules
 
 
-def test_a_batch_passes_the_functions_that_contributing_lists():
+def test_a_batch_passes_the_functions_that_contributing_lists(kernel_for_any_size):
     """The way of a batch on PyTorch, where every step runs in Python."""
     if keras.backend.backend() != "torch":
         pytest.skip("the other backends compile the step")

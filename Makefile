@@ -7,6 +7,8 @@ WORKERS ?= 2
 BACKENDS := tensorflow jax torch
 # TensorFlow would report every GPU library that is missing.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Without bytecode on disk, each of the many processes of the tests would compile Keras and TensorFlow for 20 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +18,10 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
+
+# The tests train tiny models for a few steps, so XLA's optimizations would cost more than they save. The slow tests and
+# the behaviour table run with them.
+test sweep: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
 # On one backend: make test BACKENDS=jax
 test: $(VENV)/.test
@@ -50,8 +56,6 @@ behaviour: $(VENV)/.test
 
 # Does RDropModel train every model that Keras trains? One family: `make sweep FAMILY=Bert`.
 FAMILY ?= test
-# Each tiny model trains for a few steps only, so XLA's optimizations would cost more than they save.
-sweep: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 sweep: $(VENV)/.test
 	mkdir -p build docs
 	set -e; for backend in $(BACKENDS); do \

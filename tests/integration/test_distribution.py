@@ -59,7 +59,7 @@ def result_of(process):
 
 
 def with_devices(number):
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"}
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"}
 
 
 @functools.cache

@@ -30,6 +30,7 @@ RUNS = {
     "PyTorch, before Keras 3.16": BACKEND == "torch" and not distributes_torch(),
     "PyTorch, from Keras 3.16 on": BACKEND == "torch" and distributes_torch(),
 }
+FIRST_PAGES = ["README.md", "docs/index.md"]  # these define all names that they use
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
 
@@ -87,12 +88,19 @@ def one_device(monkeypatch):
             torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
+def pages():
+    """Yields the pages with blocks. All but the first pages are slow on the backends that compile each model."""
+    for page in filter(python_blocks, PAGES):
+        is_quick = page in FIRST_PAGES or BACKEND == "torch"
+        yield pytest.param(page, marks=[] if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", pages())
 def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_device):
     monkeypatch.chdir(tmp_path)
     x = rng.normal(size=(64, 20)).astype("float32")
     namespace = {"x": x, "y": (x @ rng.normal(size=(20, 10))).argmax(axis=1), "np": np}
-    if page not in ("README.md", "docs/index.md"):  # these pages define all other names
+    if page not in FIRST_PAGES:
 
         def build_base():
             return keras.Sequential([keras.layers.Dropout(0.3), keras.layers.Dense(10)])

@@ -22,6 +22,7 @@ class Entry:
         loss: Returns the compiled loss. By default, the sparse categorical cross-entropy of logits.
         is_random: Whether the model draws random numbers in training.
         has_rates: Whether the model is deterministic when its dropout rates are 0.
+        rows: Number of rows of the data. There are two steps per epoch.
         xfail: The reason why the entry is known to fail, by backend.
     """
 
@@ -32,6 +33,7 @@ class Entry:
     loss: Any = None
     is_random: bool = True
     has_rates: bool = True
+    rows: int = 4
     xfail: dict[str, str] | None = None
 
     @property
@@ -39,7 +41,7 @@ class Entry:
         return f"{self.family} | {self.name}"
 
 
-def random_data(model, rng, rows=4):
+def random_data(model, rng, rows):
     """Return inputs in the structure that a Functional model expects, and one class per vector of its output."""
     tensors = model.input if isinstance(model.input, dict) else {t.name: t for t in model.inputs}
     x = {name: _random_input(name, tensor, rng, rows) for name, tensor in tensors.items()}

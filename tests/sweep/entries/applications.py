@@ -7,7 +7,7 @@ import keras
 from entries import Entry
 
 CLASSES = 3
-IMAGE = (32, 32, 3)
+IMAGE = (64, 64, 3)
 
 
 def with_top(model, **options):
@@ -31,4 +31,5 @@ BUILDERS = {
     "ResNet50V2": partial(with_dropout, keras.applications.ResNet50V2),
 }  # fmt: skip
 
-ENTRIES = [Entry("keras.applications", name, build) for name, build in BUILDERS.items()]
+# Batch normalization over few values amplifies rounding, and overflows in plain training.
+ENTRIES = [Entry("keras.applications", name, build, rows=8) for name, build in BUILDERS.items()]

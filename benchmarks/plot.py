@@ -1,4 +1,4 @@
-"""Draw the results: one picture per script, with one panel per command.
+"""Draw the results: one picture per script, with one panel per processor and command.
 
     python benchmarks/plot.py
 
@@ -11,18 +11,10 @@ import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import records as benchmark_records
+from records import BACKENDS, latest
 
 HERE = Path(__file__).parent
-BACKENDS = tuple(benchmark_records.BACKENDS)
-
-
-def latest(path):
-    """Return the latest record of each command and backend, as a dict of dicts."""
-    commands = {}
-    for record in benchmark_records.read(path):
-        commands.setdefault(record["command"], {})[record["backend"]] = record
-    return commands
+COLORS = dict(zip(BACKENDS, ("C0", "C1", "C2"), strict=True))
 
 
 def draw_curves(records, axes):
@@ -30,7 +22,7 @@ def draw_curves(records, axes):
     for backend, record in records.items():
         for style, (arm, curve) in zip(("--", "-"), record["curves"].items(), strict=False):
             (x, x_values), (y, y_values) = curve.items()
-            axes.plot(x_values, y_values, style, color=f"C{BACKENDS.index(backend)}", label=f"{backend}, {arm}")
+            axes.plot(x_values, y_values, style, color=COLORS[backend], label=f"{BACKENDS[backend]}, {arm}")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
@@ -45,15 +37,17 @@ def draw_bars(records, axes):
     for offset, backend in enumerate(backends):
         rows = {row["arm"]: row for row in records[backend]["rows"]}
         column = list(records[backend]["rows"][0])[-1]
+        style = {"label": BACKENDS[backend], "color": COLORS[backend]}
         positions = [index + (offset - (len(backends) - 1) / 2) * height for index in range(len(arms))]
         values = [rows[arm][column] if arm in rows else float("nan") for arm in arms]
-        color = f"C{BACKENDS.index(backend)}"
         if "deviation" in records[backend]["rows"][0]:
             deviations = [rows[arm]["deviation"] for arm in arms]
-            axes.errorbar(values, positions, xerr=deviations, fmt="o", capsize=3, label=backend, color=color)
+            axes.errorbar(
+                values, positions, xerr=deviations, fmt="o", capsize=3, label=BACKENDS[backend], color=COLORS[backend]
+            )
             baseline = values[0]
         else:
-            bars = axes.barh(positions, values, height, label=backend, color=color)
+            bars = axes.barh(positions, values, height, **style)
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
     axes.axvline(baseline, color="black", linewidth=1)
     axes.set_yticks(range(len(arms)), arms)
@@ -62,9 +56,9 @@ def draw_bars(records, axes):
     axes.set_xlabel(column)
 
 
-def draw(command, records, axes):
+def draw(title, records, axes):
     (draw_curves if "curves" in next(iter(records.values())) else draw_bars)(records, axes)
-    axes.set_title(command.removeprefix("python benchmarks/"), fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8)
 
 
@@ -75,11 +69,15 @@ def main():
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     for path in sorted(args.results.glob("*.jsonl")):
-        commands = latest(path)
+        commands = {
+            f"{path.stem}.py {settings}\n{hardware}": records
+            for hardware, by_settings in latest(path).items()
+            for settings, records in by_settings.items()
+        }
         size = 8, 3 * len(commands)
         figure, panels = plt.subplots(len(commands), figsize=size, squeeze=False, layout="constrained")
-        for (command, records), axes in zip(commands.items(), panels.flat, strict=True):
-            draw(command, records, axes)
+        for (title, records), axes in zip(commands.items(), panels.flat, strict=True):
+            draw(title, records, axes)
         figure.savefig(args.output / f"{path.stem}.png", dpi=120)
         plt.close(figure)
         print(args.output / f"{path.stem}.png")

@@ -15,3 +15,17 @@ def read(path):
         for row in record["rows"]:
             row["arm"] = re.sub(rf"\b({'|'.join(RENAMED)})\b", lambda match: RENAMED[match[0]], row["arm"])
         yield record
+
+
+def settings_of(record):
+    """The options of a command that change what is measured."""
+    return re.sub(r"python benchmarks/\w+\.py|--(runs|doublings) \d+", "", record["command"]).strip()
+
+
+def latest(path):
+    """Return the latest records as nested dicts: processor, then settings, then backend."""
+    found = {}
+    for record in read(path):
+        by_settings = found.setdefault(record["hardware"], {})
+        by_settings.setdefault(settings_of(record), {})[record["backend"]] = record
+    return found

@@ -4,11 +4,10 @@ python benchmarks/render.py
 """
 
 import dataclasses
-import re
 import textwrap
 from pathlib import Path
 
-from records import BACKENDS, read
+from records import BACKENDS, latest
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
@@ -175,20 +174,6 @@ def wrap(text):
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
-def settings_of(record):
-    """The options of a command that change what is measured."""
-    return re.sub(r"python benchmarks/\w+\.py|--(runs|doublings) \d+", "", record["command"]).strip()
-
-
-def latest(script, folder):
-    """Return the latest records as nested dicts: processor, then settings, then backend."""
-    found = {}
-    for record in read(folder / f"{script}.jsonl"):
-        by_settings = found.setdefault(record["hardware"], {})
-        by_settings.setdefault(settings_of(record), {})[record["backend"]] = record
-    return found
-
-
 def goal_of(section, arm, settings):
     goal = section.goals.get(arm)
     if isinstance(goal, dict):
@@ -236,18 +221,18 @@ def goals_line(section, settings):
         return ""
     bound = "at least" if section.at_least else "at most"
     same = len(set(goals.values())) == 1
-    text = f"{bound} {next(iter(goals.values()))}" if same else "; ".join(f"{a} {bound} {g}" for a, g in goals.items())
-    return f"Goal: {text}. "
+    values = next(iter(goals.values())) if same else "; ".join(f"{goal} for {arm}" for arm, goal in goals.items())
+    return f"Goal: {bound} {values}. "
 
 
 def render_section(section, folder):
     parts = [f"## {section.title}\n\n{wrap(section.text)}\n"]
-    for hardware, by_settings in latest(section.script, folder).items():
+    for hardware, by_settings in latest(folder / f"{section.script}.jsonl").items():
         for settings, records in by_settings.items():
             dates = sorted({record["date"] for record in records.values()})
             command = f"`python benchmarks/{section.script}.py{settings and ' ' + settings}`"
             parts.append(f"**{hardware}**, {command}\n\n{table(section, records, settings)}")
-            parts.append(f"{goals_line(section, settings)}Measured on {' and '.join(dates)}.\n")
+            parts.append(wrap(f"{goals_line(section, settings)}Measured on {' and '.join(dates)}.") + "\n")
     picture = f"pictures/{section.script}.png"
     if (PAGE.parent / picture).exists():
         parts.append(f"![{section.title}]({picture})\n")
@@ -258,7 +243,7 @@ def answer(folder):
     """The range of a step's time over the networks, backends and processors."""
     records = [
         (hardware, settings, record)
-        for hardware, by_settings in latest("step", folder).items()
+        for hardware, by_settings in latest(folder / "step.jsonl").items()
         for settings, by_backend in by_settings.items()
         for record in by_backend.values()
         if "conv" not in settings
@@ -277,7 +262,7 @@ def answer(folder):
 
     small = [
         row["R-Drop / plain"]
-        for by_settings in latest("small", folder).values()
+        for by_settings in latest(folder / "small.jsonl").values()
         for by_backend in by_settings.values()
         for record in by_backend.values()
         for row in record["rows"]

@@ -11,7 +11,7 @@ PICTURES = Path(__file__).parent / "pictures"
 ONCE, FIRST, SECOND = "#d9dee8", "#7fb3d5", "#f5b971"
 LINE = "#444444"
 
-# The way of a batch through the code: a column of the figure, and the text in it.
+# The path of a batch through the code: a column of the figure, and the text in it.
 COLUMNS = ["Keras", "model.py", "_passes/", "_objective/", "_kernels/"]
 BATCH = [
     ("Keras", "fit"),

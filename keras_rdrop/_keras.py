@@ -1,12 +1,36 @@
-"""Workarounds for what Keras keeps private: dtypes, devices, masks, reductions and functions of losses."""
+"""Workarounds for what Keras keeps private: signatures, dtypes, devices, masks, reductions, functions of losses."""
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias
 
 import keras
 from keras import ops
 
 Tensor: TypeAlias = Any  # a tensor of any backend, or a value that converts to one
+Arguments = ParamSpec("Arguments")
+
+
+def overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]], Callable[Arguments, Any]]:
+    """Gives an override the signature of a method of Keras, and passes the given arguments to it by name."""
+    signature = inspect.signature(method)
+
+    def decorate(override: Callable[..., Any]) -> Callable[Arguments, Any]:
+        @functools.wraps(method)
+        def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
+            arguments = signature.bind(*args, **kwargs).arguments
+            extra = arguments.pop("kwargs", {})
+            return override(**arguments, **extra)
+
+        return wrapper
+
+    return decorate
+
+
+def is_ragged(tensor: Tensor) -> bool:
+    """Whether a tensor is a ragged tensor of TensorFlow."""
+    return hasattr(tensor, "nested_row_splits")
 
 
 def at_least_float32(dtype: Any) -> str:
@@ -111,11 +135,11 @@ def copy_weights(sample_weight: Tensor | None) -> Tensor | None:
     return None if sample_weight is None else ops.copy(sample_weight)
 
 
-def target_weights(targets: Tensor, classes: int) -> Tensor:
-    """Returns 1 for every target in `[0, classes)`, and the cross-entropy of Keras for any other target.
+def out_of_range_factor(targets: Tensor, classes: int) -> Tensor:
+    """Returns a factor for the cross-entropy of each target: 1 for targets in `[0, classes)`.
 
-    That cross-entropy is NaN on TensorFlow with XLA and 0 on JAX. On PyTorch it is 0 for -100. In all other cases Keras
-    raises an error.
+    Any other target gets what Keras computes for it: NaN on TensorFlow with XLA, 0 on JAX, and 0 for -100 on PyTorch.
+    In all other cases Keras raises an error.
 
     Args:
         targets: Integer tensor.

@@ -4,32 +4,14 @@ Such a base has `preprocess_samples(x, y, sample_weight)`, which its own `fit` a
 """
 
 import functools
-import inspect
 import weakref
-from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
-Arguments = ParamSpec("Arguments")
-
-
-def overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]], Callable[Arguments, Any]]:
-    """Gives an override the signature of a method of Keras, and passes the given arguments to it by name."""
-    signature = inspect.signature(method)
-
-    def decorate(override: Callable[..., Any]) -> Callable[Arguments, Any]:
-        @functools.wraps(method)
-        def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
-            arguments = signature.bind(*args, **kwargs).arguments
-            extra = arguments.pop("kwargs", {})
-            return override(**arguments, **extra)
-
-        return wrapper
-
-    return decorate
+from keras_rdrop._keras import is_ragged, overrides
 
 
 class PreprocessingModel(keras.Model):
@@ -82,7 +64,7 @@ class PreprocessingModel(keras.Model):
         return self.base.predict_on_batch(**arguments)
 
     def _configure_base(self) -> None:
-        """Makes the base predict as this model was compiled to, unless the base was compiled itself."""
+        """Gives a base that was not compiled the settings of this model."""
         if self.compiled and not self.base.compiled:
             for name in ("run_eagerly", "steps_per_execution", "jit_compile"):
                 if getattr(self.base, name) != getattr(self, name):
@@ -132,7 +114,7 @@ class _Rows(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Any:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         batch = _take(self._data, rows)
-        convert = _strings_as_tensor if any(map(_is_ragged, tree.flatten(batch))) else _strings_as_list
+        convert = _strings_as_tensor if any(map(is_ragged, tree.flatten(batch))) else _strings_as_list
         return self._base.preprocess_samples(*tree.map_structure(convert, batch))
 
     def on_epoch_end(self) -> None:
@@ -150,7 +132,7 @@ def _as_arrays(data: Any) -> Any:
         if isinstance(value, list):
             return _list_as_array(value)
         package = type(value).__module__.split(".")[0]
-        return np.asarray(value) if package in ("pandas", "tensorflow") and not _is_ragged(value) else None
+        return np.asarray(value) if package in ("pandas", "tensorflow") and not is_ragged(value) else None
 
     data = tree.traverse(convert, data)
     for leaf in tree.flatten(data):
@@ -170,10 +152,6 @@ def _list_as_array(values: list[Any]) -> Any:
         array = np.empty(len(values), dtype=object)
         array[:] = values
         return array
-
-
-def _is_ragged(tensor: Any) -> bool:
-    return hasattr(tensor, "nested_row_splits")
 
 
 def _strings_as_list(array: Any) -> Any:
@@ -205,7 +183,7 @@ def _take(data: Any, rows: Any) -> Any:
 
 
 def _take_rows(leaf: Any, rows: Any) -> Any:
-    if leaf is None or not _is_ragged(leaf) or isinstance(rows, slice):
+    if leaf is None or not is_ragged(leaf) or isinstance(rows, slice):
         return None if leaf is None else leaf[rows]
     import tensorflow as tf
 

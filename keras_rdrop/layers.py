@@ -157,10 +157,11 @@ class StochasticDepth(keras.layers.Wrapper):
         if outputs.shape[1:] != inputs.shape[1:]:
             shapes = f"{tuple(outputs.shape)} for inputs of shape {tuple(inputs.shape)}"
             raise ValueError(f"Expected `layer` to keep the shape of its inputs. Received: outputs of shape {shapes}")
-        return ops.cast(outputs, inputs.dtype)  # on TensorFlow, a policy of this layer alone is not that of the branch
+        return ops.cast(outputs, inputs.dtype)  # on TensorFlow both must match, and the branch has its own policy
 
     def _kept_rows(self, rows: Any) -> Any:
         if isinstance(rows, int):
             return min(rows, max(1, round((1.0 - self.rate) * rows)))
-        kept = ops.cast(ops.round((1.0 - self.rate) * ops.cast(rows, "float32")), "int32")  # unknown on TensorFlow
+        # On TensorFlow, the number of rows may be a tensor.
+        kept = ops.cast(ops.round((1.0 - self.rate) * ops.cast(rows, "float32")), "int32")
         return ops.minimum(rows, ops.maximum(1, kept))

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_rdrop._keras import Tensor, set_mask, target_weights
+from keras_rdrop._keras import Tensor, out_of_range_factor, set_mask
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -58,9 +58,9 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * uniform_loss
         y_true = ops.reshape(y_true, ops.shape(loss))
         if self.ignore_class is None:
-            return ops.multiply(loss, target_weights(y_true, y_pred.shape[-1]))
+            return ops.multiply(loss, out_of_range_factor(y_true, y_pred.shape[-1]))
         valid = ops.not_equal(y_true, self.ignore_class)
-        loss = ops.multiply(loss, target_weights(ops.where(valid, y_true, 0), y_pred.shape[-1]))
+        loss = ops.multiply(loss, out_of_range_factor(ops.where(valid, y_true, 0), y_pred.shape[-1]))
         return set_mask(ops.where(valid, loss, 0.0), valid)
 
     def get_config(self) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._keras import Tensor, at_least_float32
+from keras_rdrop._keras import Tensor, at_least_float32, overrides
 from keras_rdrop._objective import pairing
 from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
 from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
-from keras_rdrop._preprocessing import PreprocessingModel, overrides
+from keras_rdrop._preprocessing import PreprocessingModel
 
 _TRAINING_METHODS = (
     "fit",
@@ -59,8 +59,9 @@ class RDropModel(PreprocessingModel):
             random augmentation.
         alpha: Weight of the divergence: a float `>= 0`, or a `keras.optimizers.schedules.LearningRateSchedule`, which
             is called with the iterations of the optimizer. The paper uses 0.1 to 5. 0 is plain training on the batch
-            with every row repeated. It can be set at any time, for example by a callback: `model.alpha = 2.0` takes
-            effect at the next step. All other arguments are fixed.
+            with every row repeated. A float can be replaced by another at any time, for example by a callback:
+            `model.alpha = 2.0` takes effect at the next step. A schedule can be set or replaced only before training
+            or after another `compile`. All other arguments are fixed.
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
         fraction: Float in `(0, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
             rows go through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has
@@ -164,7 +165,7 @@ class RDropModel(PreprocessingModel):
         is_traced = getattr(self, "train_function", None) is not None
         if is_traced and (is_schedule or isinstance(self._alpha, LearningRateSchedule)):
             raise ValueError(
-                "Expected `alpha` to remain a float or the same schedule, because a schedule is part of the step. "
+                "Expected `alpha` to change from one float to another: a schedule is part of the compiled step. "
                 f"Call `compile` before you set it. Received: alpha={alpha!r} after alpha={self._alpha!r}"
             )
         self._alpha = alpha if is_schedule else float(alpha)
@@ -287,7 +288,8 @@ class RDropModel(PreprocessingModel):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        if self._pairs_rows is None:  # Keras builds the loss, which on TensorFlow it does in the first step
+        # In the first call, Keras builds the loss. On TensorFlow that is in the first step, so a step checks again.
+        if self._pairs_rows is None:
             self._pairs_rows = pairs_rows(self.base, x, y_pred)
         step = self._current.step
         if step is None:
@@ -298,6 +300,7 @@ class RDropModel(PreprocessingModel):
         divergence = sum(step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]
         self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), rows)
+        # `JointTerms._from_features` assumes this factor.
         return loss + ops.multiply(step.alpha / 2, divergence)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -307,12 +310,10 @@ class RDropModel(PreprocessingModel):
 
     def get_metrics_result(self) -> dict[str, Any]:
         # Compiled metrics need logits. If the loss computes the last layer, evaluation is the first to build them.
-        if not all(getattr(metric, "built", True) for metric in self.metrics):
+        if self._has_no_logits() or not all(getattr(metric, "built", True) for metric in self.metrics):
             return {metric.name: metric.result() for metric in self.metrics if metric.name in ("loss", "divergence")}
         results = super().get_metrics_result()
-        if self._has_no_logits():
-            results = {name: results[name] for name in ("loss", "divergence")}
-        elif self._current.step is None:  # evaluation reports the metrics of the base
+        if self._current.step is None:  # evaluation reports the metrics of the base
             results.pop("divergence")
         return results
 
@@ -327,14 +328,14 @@ class RDropModel(PreprocessingModel):
             config["loss"] = keras.saving.serialize_keras_object(self.loss)
         return config
 
+    # Keras does not compile a loaded model whose `compile` is overridden, unless this is overridden too.
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
-        names = "base", "alpha", "passes", "fraction", "divergence", "unlabelled", "share_prefix", "fuse_head", "name"
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names}
+        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in (*_FIXED, "alpha", "name")}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RDropModel":
@@ -345,8 +346,8 @@ class RDropModel(PreprocessingModel):
 
         Returns:
             A string: the number of layers and parameters that run once per row, and the names of the first random
-            layers. If all layers run once per pass, it gives the reason. After `compile`, for one output, it also says
-            whether the loss and the divergence are computed in one kernel.
+            layers. If all layers run once per pass, it gives the reason. Otherwise, after `compile` and for one
+            output, it also says whether the loss and the divergence are computed in one kernel.
 
         Example:
 
@@ -389,13 +390,15 @@ class RDropModel(PreprocessingModel):
 
         if state is None:
             return alpha()
-        # On JAX, the state holds the traced variables. Read directly, they would be constants of the trace.
+        # On JAX, the state holds the traced variables: trainable, non-trainable, those of the optimizer and of metrics.
+        # Read directly, they would be constants of the trace.
         variables = [*self.optimizer.variables, *self.metrics_variables]
         with keras.StatelessScope(state_mapping=list(zip(variables, [*state[2], *state[3]], strict=True))):
             return alpha()
 
     def _undo_replica_scaling(self, divergence: Tensor) -> Tensor:
-        # `tf.distribute` sums losses over the replicas, so Keras divides each loss by the number of replicas.
+        # `tf.distribute` sums losses over the replicas, so Keras divides means by the number of replicas. It does not
+        # divide sums, so for them this product is the sum over all replicas.
         strategy = getattr(self, "distribute_strategy", None)
         return divergence if strategy is None else divergence * strategy.num_replicas_in_sync
 
@@ -412,14 +415,14 @@ class RDropModel(PreprocessingModel):
         for layer in filter(randomness.shares_noise, stochastic):
             message = "draws one noise for the whole batch, so it adds nothing to the divergence between the passes."
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
-        self._warns_of_no_effect = any(leaf is not None for leaf in tree.flatten(self.divergence))
+        self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
         if not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
 
     def _warn_of_no_effect(self, what: str) -> None:
         """Warns that R-Drop has no effect, once per `compile`."""
-        if self._warns_of_no_effect and self.alpha != 0:
-            self._warns_of_no_effect = False
+        if self._no_effect_warning_is_due and self.alpha != 0:
+            self._no_effect_warning_is_due = False
             expected = "Expected dropout with a rate above 0, noise or random augmentation."
             message = f"{what}, so R-Drop has no effect. {expected} (KerasHub models may default to 0.)"
             warnings.warn(message, stacklevel=2)
@@ -430,7 +433,7 @@ _ROUNDING = 1e-10
 
 
 class _CheckDivergence(keras.callbacks.Callback):
-    """Warns if the divergence of the whole first epoch with an `alpha` is 0, whatever the cause."""
+    """Warns if the mean divergence is 0 in the first epoch that ends with an `alpha` above 0, whatever the cause."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         super().__init__()

@@ -112,7 +112,7 @@ def test_reduction_does_not_change_the_sample_weights(rng):
 @pytest.mark.parametrize("shape", [(4,), (2, 2)])
 def test_targets_in_range_have_weight_1(shape):
     targets = ops.reshape(ops.convert_to_tensor([0, 4, 1, 3]), shape)
-    np.testing.assert_array_equal(as_numpy(_keras.target_weights(targets, 5)), np.ones(shape))
+    np.testing.assert_array_equal(as_numpy(_keras.out_of_range_factor(targets, 5)), np.ones(shape))
 
 
 @pytest.mark.parametrize(("target", "classes"), [(-100, 5), (-1, 5), (5, 5), (2, 2)])
@@ -123,9 +123,9 @@ def test_targets_out_of_range_have_the_cross_entropy_or_the_error_of_keras(targe
         expected = as_numpy(ops.sparse_categorical_crossentropy(targets, logits, from_logits=True))
     except Exception as error:
         with pytest.raises((ValueError, type(error)), match=rf"Expected targets in \[0, {classes}\)\. To leave out"):
-            _keras.target_weights(targets, classes)
+            _keras.out_of_range_factor(targets, classes)
     else:
-        np.testing.assert_array_equal(as_numpy(_keras.target_weights(targets, classes)), [1, expected[1], 1])
+        np.testing.assert_array_equal(as_numpy(_keras.out_of_range_factor(targets, classes)), [1, expected[1], 1])
 
 
 def test_get_loss_accepts_names_functions_and_losses(rng):

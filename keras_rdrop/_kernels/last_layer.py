@@ -97,7 +97,7 @@ class LastLayer:
         dtype = self.layer.compute_dtype
         features = ops.cast(features, dtype)
         totals_dtype = at_least_float32(dtype)
-        # Weights of at most 1 keep small gradients from underflowing in half precision. `gradient` restores the scale.
+        # Weights of at most 1 keep small gradients from underflowing in half precision. The results are scaled back.
         weight_scale = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
         weights = [ops.divide_no_nan(weight, weight_scale) for weight in (loss_weights, divergence_weights)]
         layer_weights = self.weights()

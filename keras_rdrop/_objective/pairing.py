@@ -72,7 +72,7 @@ def output_losses(
 
 
 def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
-    """Returns a dict of output names in the order of the losses, and any other value unchanged.
+    """Sorts a dict with the names of outputs as keys by the order of the losses. Returns any other value unchanged.
 
     Args:
         name: Name of the argument.
@@ -154,7 +154,8 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         return _FramewiseSymmetricKL("framewise_symmetric_kl", **common)
     inferred = _DIVERGENCE_OF_LOSS.get(get_loss_function(loss))
     requested = inferred if identifier == "auto" else type(divergences.get(identifier))
-    if requested is None or not (inferred in _KL or requested is MeanSquaredDifference):
+    # A KL needs the loss of a distribution, from which it takes `from_logits`.
+    if requested is None or (requested in _KL and inferred not in _KL):
         raise ValueError(
             f"No divergence follows from the loss '{loss.name}'. Expected a cross-entropy or regression loss of Keras, "
             "or a divergence such as `RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=True))`. "
@@ -164,7 +165,7 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         _check_last_axis(loss)
     config = loss.get_config()
     kwargs = {"axis": config.get("axis", -1), "reduction": loss.reduction}
-    if requested is not MeanSquaredDifference:
+    if requested in _KL:
         kwargs["from_logits"] = config.get("from_logits", False)
     return requested(**kwargs)
 
@@ -185,7 +186,7 @@ def _check_from_logits(divergence: Loss, loss: Loss) -> None:
 
 
 def _check_last_axis(loss: Loss) -> None:
-    # Keras does not expose the axis of this loss, so we probe it.
+    # Before Keras 3.16, this loss does not expose its axis, so we probe it.
     try:
         loss.call(ops.zeros((1, 3), dtype="int32"), ops.ones((1, 3, 2)))
     except (TypeError, ValueError) as error:  # which one depends on the backend

@@ -15,7 +15,7 @@ from keras import ops
 from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
 
 from keras_rdrop import losses
-from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, set_mask, target_weights
+from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, out_of_range_factor, set_mask
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._kernels.logits import as_indices, cross_entropy_and_symmetric_kl
 from keras_rdrop._passes.layout import PassLayout
@@ -30,7 +30,7 @@ _CROSS_ENTROPIES = (CategoricalCrossentropy, SparseCategoricalCrossentropy, loss
 
 @dataclasses.dataclass(frozen=True)
 class OutputBatch:
-    """The arguments that Keras passes to the loss of one output, for the widened batch.
+    """The arguments that Keras passes to the loss of one output, for the full batch of `PassLayout`.
 
     Attributes:
         y_true: Targets as the user gave them.
@@ -46,14 +46,16 @@ class OutputBatch:
     loss_sample_weight: Tensor | None
     divergence_sample_weight: Tensor | None
 
-    def is_valid(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
+    def is_not_ignored(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
         """Returns which targets are not of the ignored class, or `None` if no class is ignored."""
         return None if ignore_class is None else ops.reshape(ops.not_equal(self.y_true, ignore_class), shape)
 
     def mask(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
         """Returns the Keras mask of the predictions, without elements of the ignored class, or `None`."""
-        mask, is_valid = get_mask(self.y_pred), self.is_valid(ignore_class, shape)
-        return mask if is_valid is None else is_valid if mask is None else ops.logical_and(mask, is_valid)
+        mask, is_not_ignored = get_mask(self.y_pred), self.is_not_ignored(ignore_class, shape)
+        if mask is None or is_not_ignored is None:
+            return is_not_ignored if mask is None else mask
+        return ops.logical_and(mask, is_not_ignored)
 
 
 # Computes the loss, averaged over the passes, and the divergence of one output.
@@ -83,25 +85,27 @@ class SeparateTerms:
             y_pred = ops.expand_dims(y_pred, -1)
         y_preds = ops.unstack(step.layout.group(y_pred), step.layout.count, axis=1)
         values = step.layout.spread(_compare(self.divergence, y_preds))
-        values = set_mask(values, batch.is_valid(self.ignore_class, ops.shape(values)))
+        values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which a small model notices.
         divergence = self.reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
         return loss, step.layout.mean_over_passes(divergence, self.reduction)
 
 
 class JointTerms:
-    """Computes a cross-entropy from logits and the symmetric KL in one kernel, except for few logits.
+    """Computes a cross-entropy from logits and the symmetric KL in one kernel.
+
+    For few logits per row, or targets of unusual shapes, it computes them separately.
 
     Args:
         loss: The compiled loss, one that `supports` accepts.
         divergence: Its `SymmetricKL`.
     """
 
-    def __init__(self, loss: Loss, divergence: Loss | None) -> None:
+    def __init__(self, loss: Loss, divergence: Loss) -> None:
         self.separate = SeparateTerms(loss, divergence)
+        self.ignore_class = self.separate.ignore_class
         self.is_sparse = isinstance(loss, SparseCategoricalCrossentropy)
         self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
-        self.ignore_class = loss.get_config().get("ignore_class")
         self.loss_reduction, self.divergence_reduction = Reduction(loss), Reduction(divergence)
 
     @staticmethod
@@ -152,6 +156,8 @@ class JointTerms:
         loss_weights = layout.group(layout.mean_over_passes(loss_weights, self.loss_reduction))
         divergence_weights = self.divergence_reduction.element_weights(shape, mask, batch.divergence_sample_weight)
         divergence_weights = layout.group(layout.mean_over_passes(divergence_weights, self.divergence_reduction))
+        # The factor of the divergence in the total, relative to the loss: the gradient of the kernel depends on it. It
+        # is that of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which both terms have.
         scale = ops.cast(step.alpha / 2 * layout.divergence_scale(batch.y_pred), loss_weights.dtype)
         arrays = layout.group(batch.y_pred), layout.group(labels)
         terms = last_layer.weighted_terms(*arrays, self.label_smoothing, loss_weights, divergence_weights, scale)
@@ -164,7 +170,7 @@ class JointTerms:
         labels = as_indices(ops.reshape(batch.labels, shape))
         if self.ignore_class is not None:  # it may be out of range, for example -1
             labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
-        weight = target_weights(labels, classes)
+        weight = out_of_range_factor(labels, classes)
         return ops.where(ops.equal(weight, 1.0), labels, 0), weight
 
 

@@ -64,7 +64,7 @@ def find_training_graph(
     """
     try:
         return _training_graph(base, layout, share_prefix, fuse_head)
-    except Exception as error:  # layers from anywhere are called again, and may not accept the probe batch size
+    except Exception as error:  # user-defined layers are called again, and may not accept this batch size
         is_known = isinstance(error, _NoTrainingGraph)
         return TrainingGraph(layout, base, str(error) if is_known else f"its layers cannot be called again ({error})")
 
@@ -75,7 +75,7 @@ def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
     Args:
         base: The base.
         inputs: A batch.
-        outputs: The outputs of one pass over the batch.
+        outputs: The predictions that the loss gets. Only their shapes are read.
     """
 
     def shapes(rows: int) -> list[Any]:
@@ -89,11 +89,12 @@ def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
         return [output.shape[1:] for output in tree.flatten(outputs)]
 
     flat = [output for output in tree.flatten(outputs) if output is not None]
+    # Only an axis of unknown size, or as long as the batch, can hold the other rows.
     if not any(size in (None, output.shape[0]) for output in flat for size in output.shape[1:]):
         return False
     try:
         return shapes(1) != shapes(2)
-    except Exception:  # a base from anywhere may not accept batches of these sizes
+    except Exception:  # a user-defined base may not accept batches of these sizes
         return False
 
 
@@ -198,9 +199,9 @@ class _GraphRebuilder:
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
-        may_be_random = not self.share_prefix or randomness.may_be_random(layer)
+        needs_all_passes = not self.share_prefix or randomness.may_be_random(layer)
         has_all_passes = any(self._is_widened(tensor) for tensor in tree.flatten((args, kwargs)))
-        if not may_be_random and not has_all_passes:
+        if not needs_all_passes and not has_all_passes:
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
             return tree.map_structure(_as_dense, layer(*args, **kwargs))

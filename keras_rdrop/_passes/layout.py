@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 from keras.losses import Loss
 
-from keras_rdrop._keras import Tensor
+from keras_rdrop._keras import Tensor, is_ragged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,9 @@ class PassLayout:
 
     A batch that is sharded over devices therefore needs no communication.
 
-    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows.
+    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows. The
+    base runs on this widened batch. Targets, predictions and losses are in the full batch of `rows * count` rows,
+    which `spread` and `complete` make. Without a fraction, both are the same.
 
     Attributes:
         count: Number of passes.
@@ -40,7 +42,7 @@ class PassLayout:
         """
         if self.fraction == 1.0 or _is_scalar_or_none(tensor):
             return self.spread(tensor)
-        if _is_ragged(tensor) or not hasattr(tensor, "__getitem__"):
+        if is_ragged(tensor) or not hasattr(tensor, "__getitem__"):
             received = f"fraction={self.fraction} and data of type {type(tensor)}"
             raise ValueError(f"Expected dense data, because `fraction` is below 1. Received: {received}")
         repeated = self.repeated_rows(ops.shape(tensor)[0])
@@ -63,7 +65,7 @@ class PassLayout:
         """Repeats each row `count` times: `(rows, ...)` to `(rows * count, ...)`."""
         if _is_scalar_or_none(tensor):
             return tensor
-        if _is_ragged(tensor):  # `ops.take` accepts a ragged tensor of TensorFlow, the operations below do not
+        if is_ragged(tensor):  # `ops.take` accepts a ragged tensor of TensorFlow, the operations below do not
             return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), self.count), axis=0)
         # `ops.repeat` does not accept sparse tensors.
         rows, *shape = ops.shape(tensor)
@@ -79,8 +81,8 @@ class PassLayout:
         return ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
 
     def mean_over_passes(self, value: Tensor, loss: Loss) -> Tensor:
-        """Averages a loss over the passes, given its value for the widened batch."""
-        # A mean over the widened batch already is the mean over the passes.
+        """Averages a loss over the passes, given its value for the full batch."""
+        # A mean over the full batch already is the mean over the passes.
         return value / self.count if loss.reduction == "sum" else value
 
     def repeated_rows(self, rows: int | Tensor) -> Any:
@@ -102,7 +104,3 @@ class PassLayout:
 
 def _is_scalar_or_none(tensor: Tensor) -> bool:
     return tensor is None or getattr(tensor, "shape", None) == ()
-
-
-def _is_ragged(tensor: Tensor) -> bool:
-    return hasattr(tensor, "nested_row_splits")

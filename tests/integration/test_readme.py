@@ -185,10 +185,10 @@ def test_contributing_lists_every_module():
 
 
 def test_a_batch_passes_the_functions_that_contributing_lists(kernel_for_any_size):
-    """The way of a batch on PyTorch, where every step runs in Python."""
+    """The path of a batch on PyTorch, where every step runs in Python."""
     if keras.backend.backend() != "torch":
         pytest.skip("the other backends compile the step")
-    section = CONTRIBUTING.partition("## The way of a batch")[2].partition("## ")[0]
+    section = CONTRIBUTING.partition("## The path of a batch")[2].partition("## ")[0]
     expected = re.findall(r"^\d+\. `([\w.]+)`", section, re.MULTILINE)
     assert len(expected) == 15
     layers = keras.layers

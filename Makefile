@@ -54,7 +54,8 @@ behaviour: $(VENV)/.test
 	done
 	$(BIN)/python tests/behaviour/render.py build/behaviour-*.xml > docs/behaviour.md
 
-# Does RDropModel train every model that Keras trains? One family: `make sweep FAMILY=Bert`.
+# Does RDropModel train every model that Keras trains? One family: `make sweep FAMILY=Bert`. A part of the models, which
+# takes less than 10 minutes per backend: `make sweep SHARD=1/6`.
 FAMILY ?= test
 sweep: $(VENV)/.test
 	mkdir -p build docs

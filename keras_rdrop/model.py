@@ -295,7 +295,7 @@ class RDropModel(PreprocessingModel):
         if step is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         self._check_rows()
-        step.divergences.clear()
+        step.divergences.clear()  # a subclass may compute the loss twice in a step
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         divergence = sum(step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]

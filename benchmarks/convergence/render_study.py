@@ -6,6 +6,7 @@ A task is shown as soon as plain training and R-Drop have all seeds of a budget.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -156,9 +157,12 @@ def table_of_budgets(tasks):
     return markdown_table(["task", "budget", *COMPARISON], lines)
 
 
-def table_of_arms(results):
-    """Every score of every arm, at every budget that has all seeds."""
+def table_of_arms(results, reference):
+    """Every score of every arm, at every budget that has all seeds, after the reference if the task has one."""
     lines = []
+    if reference:
+        scores = [mean_and_deviation([run[name] for run in reference]) for name in results.names]
+        lines.append(["TF-IDF, logistic regression", "", *scores, ""])
     for arm in arms_of(results.name):
         for rung in results.rungs(arm):
             scores = [mean_and_deviation(results.scores(arm, rung, name)) for name in results.names]
@@ -207,11 +211,11 @@ def draw(tasks, path):
     plt.close(figure)
 
 
-def render(tasks):
+def render(tasks, references):
     parts = [HEAD.format(answer=answer(tasks)), table_of_claims(tasks), EQUAL, table_of_budgets(tasks), LIMITS]
     for results in tasks:
         parts.append(f"\n## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")
-        parts.append(table_of_arms(results))
+        parts.append(table_of_arms(results, references.get(results.name)))
         seeds = " and ".join(map(str, TUNING_SEEDS))
         parts.append(f"\nThe trials, with the seeds {seeds}. The settings in bold were used for all seeds.\n")
         parts.append(table_of_trials(results))
@@ -224,7 +228,8 @@ def main():
     parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs", help="default: %(default)s")
     args = parser.parse_args()
     tasks = load_tasks(args.results)
-    (args.output / "convergence.md").write_text(render(tasks), encoding="utf-8")
+    references = json.loads((args.results / "reference.json").read_text())["scores"]
+    (args.output / "convergence.md").write_text(render(tasks, references), encoding="utf-8")
     draw(tasks, args.output / "pictures" / "convergence.png")
 
 

@@ -76,8 +76,9 @@ def test_an_arm_without_all_seeds_is_not_shown(write):
 
 def test_the_page_and_the_picture(write, tmp_path):
     found = write({1: 0.5, 2: 0.5}, np.linspace(0.01, 0.05, 10))
-    page = render_study.render(found)
+    page = render_study.render(found, {TASK: [{"Pearson": 0.25, "RMSE": 0.75}, {"Pearson": 0.35, "RMSE": 0.65}]})
     assert "Where plain training has converged, R-Drop was better than plain training on 1 of 1 tasks" in page
+    assert "| TF-IDF, logistic regression |  | 0.3 ± 0.071 | 0.7 ± 0.071 |  |" in page
     assert "| R-Drop | 2 | 0.53 ± " in page
     assert "| R-Drop | 5e-05 | 0.1 | 1 | **1** |" in page
     render_study.draw(found, tmp_path / "convergence.png")

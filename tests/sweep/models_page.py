@@ -24,7 +24,8 @@ INTRODUCTION = """\
 
 A model works if all of this holds. `fit` gives a divergence above 0. `evaluate` and `predict` equal those of the base.
 Saving and loading changes no prediction. With its dropout rates at 0, `alpha=0` gives the weights of plain training.
-Training with and without a shared prefix gives the same weights.
+Training with and without a shared prefix gives the same weights. Weights are compared with softplus in place of ReLU,
+because rounding can flip the derivative of a ReLU.
 
 | family | model | TensorFlow | JAX | PyTorch |
 |---|---|---|---|---|"""

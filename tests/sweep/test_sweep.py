@@ -1,9 +1,11 @@
 """Does `RDropModel` train every model that Keras trains, or refuse it with a clear reason?
 
 Every entry is trained with plain Keras first: what Keras cannot train is recorded as such. `make sweep` runs the tests
-and renders docs/models.md. One family: `pytest -m slow tests/sweep -k BERT`.
+and renders docs/models.md. One family: `pytest -m slow tests/sweep -k BERT`. The environment variable `SHARD=2/6` selects
+the second sixth of the models.
 """
 
+import os
 import re
 
 import keras
@@ -15,7 +17,8 @@ from keras_rdrop import RDropModel
 from keras_rdrop._passes.randomness import all_layers
 
 BACKEND = keras.backend.backend()
-ENTRIES = [*keras_io.ENTRIES, *applications.ENTRIES, *hub.ENTRIES]
+SHARD, SHARDS = map(int, os.environ.get("SHARD", "1/1").split("/"))
+ENTRIES = [*keras_io.ENTRIES, *applications.ENTRIES, *hub.ENTRIES][SHARD - 1 :: SHARDS]
 LEARNING_RATE = 0.05
 
 pytestmark = pytest.mark.slow

@@ -1,8 +1,8 @@
 """Does `RDropModel` train every model that Keras trains, or refuse it with a clear reason?
 
 Every entry is trained with plain Keras first: what Keras cannot train is recorded as such. `make sweep` runs the tests
-and renders docs/models.md. One family: `pytest -m slow tests/sweep -k BERT`. The environment variable `SHARD=2/6` selects
-the second sixth of the models.
+and renders docs/models.md. One family: `pytest -m slow tests/sweep -k BERT`. The environment variable `SHARD=2/6`
+selects the second sixth of the models.
 """
 
 import os

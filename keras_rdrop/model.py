@@ -288,15 +288,20 @@ class RDropModel(PreprocessingModel):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        # In the first call, Keras builds the loss. On TensorFlow that is in the first step, so a step checks again.
-        if self._pairs_rows is None:
-            self._pairs_rows = pairs_rows(self.base, x, y_pred)
         step = self._current.step
+        if step is not None:
+            step.divergences.clear()  # a subclass may compute the loss twice in a step
+        try:
+            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        finally:
+            # In the first call, Keras builds the loss. On TensorFlow that is in the first step, so a step checks again.
+            # The check comes last, because it calls the base, which clears the losses that its layers added.
+            if self._pairs_rows is None:
+                self._pairs_rows = pairs_rows(self.base, x, y_pred)
+            if step is not None:
+                self._check_rows()
         if step is None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        self._check_rows()
-        step.divergences.clear()  # a subclass may compute the loss twice in a step
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+            return loss
         divergence = sum(step.divergences)
         rows = ops.shape(tree.flatten(y_pred)[0])[0]
         self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), rows)

@@ -143,6 +143,25 @@ def test_alpha_zero_equals_plain_training_on_the_repeated_batch(passes, rng):
         np.testing.assert_allclose(w, expected, rtol=1e-5, atol=1e-7)
 
 
+class Penalty(keras.layers.Layer):
+    def call(self, inputs, training=False):
+        if training:
+            self.add_loss(keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+def test_losses_of_layers_count_where_an_axis_is_as_long_as_the_widened_batch(rng):
+    """Such an output could pair the rows. To find out, the base is called, on TensorFlow within the first step."""
+    inputs = keras.Input((None, 4))
+    base = keras.Model(inputs, keras.layers.Dense(3)(Penalty()(inputs)))
+    x, y = rng.normal(size=(8, 16, 4)).astype("float32"), rng.integers(0, 3, (8, 16))
+    losses = []
+    for model in (base, RDropModel(base, alpha=0.0)):
+        model.compile(keras.optimizers.SGD(0.0), sparse_ce())
+        losses.append(model.train_on_batch(x, y, return_dict=True)["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_the_optimizer_continues_from_plain_training_to_rdrop(rng):
     """With alpha 0 and without dropout, plain training followed by R-Drop equals plain training all the way."""
     x, y = data(rng)

@@ -82,7 +82,8 @@ def test_model(entry, rng, record_property, tmp_path):
         record_property("refused", first_line(error))
         return
     assert np.isfinite(logs["loss"])
-    assert (logs["divergence"] > 0) == entry.is_random
+    is_random = logs["divergence"] > 1e-10  # equal rows of a batch may be rounded differently
+    assert is_random == entry.is_random
     check_inference(trial, model)
     check_saving(trial, model, tmp_path / "model.keras")
     for layer in all_layers(trial.base):

@@ -154,7 +154,7 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         return _FramewiseSymmetricKL("framewise_symmetric_kl", **common)
     inferred = _DIVERGENCE_OF_LOSS.get(get_loss_function(loss))
     requested = inferred if identifier == "auto" else type(divergences.get(identifier))
-    # A KL needs the loss of a distribution, from which it takes `from_logits`.
+    # A KL divergence needs a loss on distributions, from which it takes `from_logits`.
     if requested is None or (requested in _KL and inferred not in _KL):
         raise ValueError(
             f"No divergence follows from the loss '{loss.name}'. Expected a cross-entropy or regression loss of Keras, "

@@ -1,7 +1,9 @@
 """KerasHub tasks: `RDropModel` accepts the same inputs as the task, including raw strings."""
 
+import grain
 import keras
 import numpy as np
+import pandas
 import pytest
 from support.bases import build_task, example_data
 from support.reference import rdrop_loss
@@ -39,7 +41,7 @@ def tensors(values):
 
 
 def series(values):
-    return pytest.importorskip("pandas").Series(values)
+    return pandas.Series(values)
 
 
 @pytest.mark.parametrize("convert", [tensors, np.array, lambda texts: np.array(texts, dtype=object), series, np.bytes_])
@@ -131,7 +133,6 @@ def test_raw_prompts_and_responses():
 
 
 def test_grain(model):
-    grain = pytest.importorskip("grain")
     data = grain.MapDataset.source(list(zip(TEXTS, LABELS, strict=True))).to_iter_dataset().batch(3)
     assert model.fit(data, validation_data=data, verbose=0).history["divergence"][0] > 0
     expected = model.evaluate(TEXTS, LABELS, verbose=0)

@@ -166,9 +166,9 @@ def table_of_arms(results, reference):
     for arm in arms_of(results.name):
         for rung in results.rungs(arm):
             scores = [mean_and_deviation(results.scores(arm, rung, name)) for name in results.names]
-            seconds = np.median([run["seconds"] for run in results.runs(arm, rung)])
+            seconds = np.median([run["processor_seconds"] for run in results.runs(arm, rung)])
             lines.append([arm, str(rung), *scores, f"{seconds:.0f}"])
-    return markdown_table(["arm", "budget", *map(results.label, results.names), "seconds"], lines)
+    return markdown_table(["arm", "budget", *map(results.label, results.names), "CPU seconds"], lines)
 
 
 def table_of_trials(results):

@@ -22,7 +22,7 @@ def write(tmp_path):
 
     def result(cell, score):
         scores = None if cell.is_trial else {"Pearson": score, "RMSE": 1 - score}
-        more = {"validation": [score], "scores": scores, "row_passes": 1600 * cell.budget, "seconds": 60.0}
+        more = {"validation": [score], "scores": scores, "row_passes": 1600 * cell.budget, "processor_seconds": 60.0}
         return json.dumps(dataclasses.asdict(cell) | more)
 
     def write(plain_scores, gains):

@@ -3,6 +3,8 @@
 This is the only module in `benchmarks/` that uses private modules of keras_rdrop.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -72,7 +74,8 @@ def function_and_inputs(arm, rows, vocabulary, features=512, dtype="float32"):
 
     Args:
         arm: "plain", "R-Drop" or "loss and divergence apart" for a function of targets and logits; with "Dense, "
-            before it, or "fuse_head=True", for a function of targets, features and the kernel of the last layer.
+            before it, or "fuse_head=True", for a function of targets, features and the kernel of the last layer. With
+            ", half padded" after it, the second half of the rows has weight 0.
         rows: Number of rows, each of which has two passes.
         vocabulary: Number of classes.
         features: Input size of the last layer, in the arms that have one.
@@ -88,18 +91,23 @@ def function_and_inputs(arm, rows, vocabulary, features=512, dtype="float32"):
     labels, x = random_batch(rows, features)
     kernel = ops.convert_to_tensor(np.random.default_rng(1).normal(size=(features, vocabulary)).astype("float32"))
     labels, x, kernel = labels * (vocabulary // features), ops.cast(x, dtype), kernel / features**0.5
-    if arm == "fuse_head=True":
-        return last_layer_objective, labels, x, kernel
+    if arm.startswith("fuse_head=True"):
+        used_rows = rows // 2 if arm.endswith("half padded") else rows
+        return functools.partial(last_layer_objective, used_rows=used_rows), labels, x, kernel
     loss = losses[arm.removeprefix("Dense, ")]
     return lambda y, x, w: loss(y, ops.matmul(x, ops.cast(w, x.dtype))), labels, x, kernel
 
 
-def last_layer_objective(y, features, kernel):
-    """The last layer and the objective, as `RDropModel(fuse_head=True)` computes them: in chunks of rows."""
+def last_layer_objective(y, features, kernel, used_rows):
+    """The last layer and the objective, as `RDropModel(fuse_head=True)` computes them: in chunks of rows.
+
+    The rows after the first `used_rows` have weight 0.
+    """
     dtype = keras.backend.standardize_dtype(features.dtype)
     last_layer = LastLayer(keras.layers.Dense(kernel.shape[1], use_bias=False, dtype=dtype))
     last_layer.weights = lambda: [ops.cast(kernel, dtype)]
-    weights = ops.ones((len(features) // 2, 2)) / len(features)
+    rows = len(features) // 2
+    weights = ops.concatenate([ops.ones((used_rows, 2)), ops.zeros((rows - used_rows, 2))]) / (2 * used_rows)
     pairs = ops.reshape(features, (-1, 2, features.shape[1]))
     terms = last_layer.weighted_terms(pairs, ops.reshape(y, (-1, 2)), 0.0, weights, weights, scale=0.5)
     return terms[0] + 0.5 * terms[1]

@@ -86,8 +86,9 @@ class RDropModel(PreprocessingModel):
             that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
             Sequential base with one output, from a `keras.layers.Dense` without activation or a
             `keras.layers.ReversibleEmbedding` without soft cap, not quantized, and
-            `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. The result is the
-            same, but the compiled metrics, which need the logits, are computed in evaluation only.
+            `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. Padding is left out
+            of the computation. The result is the same, but the compiled metrics, which need the logits, are computed
+            in evaluation only.
         name: Optional name.
 
     Raises:

@@ -4,7 +4,7 @@ At a large vocabulary, the logits and the arrays that their gradient needs take 
 chunk of rows goes through the last layer and adds to the loss, the divergence and the gradients. The gradients are
 computed in the forward pass, while the logits of the chunk are available, as in Liger Kernel (Hsu et al., 2024,
 arXiv:2410.10989). This takes no more matrix products than plain training, but the weights of both terms must be known
-in advance.
+in advance. Rows of weight 0, such as padding, are left out.
 """
 
 from typing import Any
@@ -102,8 +102,9 @@ class LastLayer:
         weights = [ops.divide_no_nan(weight, weight_scale) for weight in (loss_weights, divergence_weights)]
         layer_weights = self.weights()
         size = _rows_per_chunk(targets, layer_weights[0].shape[1], is_on_cpu(features))
-        arrays = (as_indices(targets), *weights)
-        targets, *weights = (_to_chunks(ops.expand_dims(array, -1), size) for array in arrays)
+        order, used_rows = _order_of_rows(weights)
+        arrays = (features, *(ops.expand_dims(array, -1) for array in (as_indices(targets), *weights)))
+        features, targets, *weights = (_to_chunks(array, size, order) for array in arrays)
 
         @ops.custom_gradient
         def terms(features: Tensor, *layer_weights: Tensor) -> tuple[Tensor, Any]:
@@ -115,7 +116,7 @@ class LastLayer:
 
             totals = [ops.zeros_like(features)]
             totals += [ops.zeros(shape, totals_dtype) for shape in ((2,), *(weight.shape for weight in layer_weights))]
-            features_gradient, sums, *gradients = ops.fori_loop(0, ops.shape(features)[0], body, totals)
+            features_gradient, sums, *gradients = ops.fori_loop(0, -(-used_rows // size), body, totals)
 
             def gradient(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, ...]:
                 upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
@@ -126,7 +127,7 @@ class LastLayer:
 
             return sums * weight_scale, gradient
 
-        return terms(_to_chunks(features, size), *layer_weights)
+        return terms(features, *layer_weights)
 
 
 def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor:
@@ -138,13 +139,41 @@ def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor
     return -(-rows // chunks)
 
 
-def _to_chunks(array: Tensor, size: int) -> Tensor:
-    """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`, padded with zeros."""
+def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:
+    """Orders the rows so that those of weight 0, such as padding, are the last: chunks of them need no work.
+
+    Args:
+        weights: The weights of both terms, of shape `(rows, passes, ...)`.
+
+    Returns:
+        The index of each row, or `None` to keep their order, and the number of rows before the first of weight 0.
+    """
+    is_zero = [_flatten_positions(ops.equal(ops.expand_dims(weight, -1), 0)) for weight in weights]
+    is_zero = ops.all(ops.concatenate(is_zero, axis=1), axis=(1, 2))
+    rows = ops.shape(is_zero)[0]
+    if keras.distribution.distribution() is not None:  # sorting would move rows between devices
+        return None, rows
+    is_zero = ops.cast(is_zero, "int32")
+    return ops.argsort(is_zero), rows - ops.sum(is_zero)
+
+
+def _flatten_positions(array: Tensor) -> Tensor:
+    """Reshapes `(rows, passes, ..., units)` to `(rows, passes, units)`, with a row for each position."""
     rows, passes, *_, units = ops.shape(array)
-    array = ops.reshape(ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2), (-1, passes, units))
-    array = ops.pad(array, [[0, -ops.shape(array)[0] % size], [0, 0], [0, 0]])
+    return ops.reshape(ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2), (-1, passes, units))
+
+
+def _to_chunks(array: Tensor, size: int | Tensor, order: Tensor | None) -> Tensor:
+    """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`, padded with zeros."""
+    array = _flatten_positions(array)
+    if order is not None:
+        array = ops.take(array, order, axis=0)
+    rows, *shape = ops.shape(array)
+    array = ops.pad(array, [[0, -rows % size], [0, 0], [0, 0]])
+    if order is not None:
+        return ops.reshape(array, (-1, size, *shape))
     # A chunk holds every n-th row, so that sharded rows give each device a share of every chunk.
-    return ops.swapaxes(ops.reshape(array, (size, -1, passes, units)), 0, 1)
+    return ops.swapaxes(ops.reshape(array, (size, -1, *shape)), 0, 1)
 
 
 def _add_chunk(

@@ -31,10 +31,14 @@ def dense(use_bias=True):
 
 
 def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
-    """Compare the loss and its gradient with automatic differentiation. One vector holds the features and weights."""
+    """Compare the loss and its gradient with automatic differentiation. One vector holds the features and weights.
+
+    About a third of the positions are padding, whose weights are 0.
+    """
     features = rng.normal(size=(*shape, 4)).astype("float32")
     targets = ops.convert_to_tensor(rng.integers(0, CLASSES, shape).astype("int32"))
-    weights = [ops.convert_to_tensor(rng.normal(size=shape).astype("float32") / 50) for _ in range(2)]
+    used = np.expand_dims(rng.random((shape[0], *shape[2:])) > 0.3, 1)
+    weights = [ops.convert_to_tensor((used * rng.normal(size=shape) / 50).astype("float32")) for _ in range(2)]
     arrays = [features, *(ops.convert_to_numpy(weight) for weight in LastLayer(layer).weights())]
 
     def unpacked(vector):
@@ -83,6 +87,26 @@ def test_chunks_hold_a_limited_number_of_bytes(monkeypatch):
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 3), (2, 3, 2, 2)])
 def test_terms_and_gradients_match_automatic_differentiation(shape, use_bias, rng):
     check_terms(rng, dense(use_bias), shape, scale=1.5, label_smoothing=0.1 if use_bias else 0.0)
+
+
+def test_chunks_of_rows_of_weight_0_are_not_computed(rng):
+    """Rows 0, 2 and 5 fill one of two chunks. The other rows hold values that no computation would hide."""
+    used = np.array([1, 0, 1, 0, 0, 1], dtype="float32")
+    features = rng.normal(size=(6, 2, 4)).astype("float32")
+    targets = rng.integers(0, CLASSES, (6, 2)).astype("int32")
+
+    def total(features, targets, weights):
+        weights = ops.convert_to_tensor(np.stack([weights] * 2, axis=1))
+        return ops.sum(LastLayer(layer).weighted_terms(features, targets, 0.0, weights, weights, 1.0))
+
+    layer, rows = dense(), np.flatnonzero(used)
+    hidden = np.where(used[:, None, None] == 1, features, np.nan)
+    value, gradient = value_and_gradient(lambda x: total(x, targets, used), hidden)
+    expected, expected_gradient = value_and_gradient(lambda x: total(x, targets[rows], used[rows]), features[rows])
+    np.testing.assert_allclose(float(value), float(expected), rtol=1e-6)
+    gradient = ops.convert_to_numpy(gradient)
+    np.testing.assert_allclose(gradient[rows], ops.convert_to_numpy(expected_gradient), rtol=1e-5, atol=1e-7)
+    assert not gradient[used == 0].any()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ demo: $(VENV)/.demo-$(KERAS_BACKEND)
 
 # The tests train tiny models for a few steps, so XLA's optimizations would cost more than they save. The slow tests and
 # the behaviour table run with them.
-test sweep: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+test test-keras sweep: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
 # On one backend: make test BACKENDS=jax
 test: $(VENV)/.test

@@ -1,5 +1,7 @@
 """Plots of training histories: loss, divergence, alpha and metrics."""
 
+import functools
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +20,7 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         steps_per_epoch: Integer. Number of steps per epoch, for `alpha`.
 
     Returns:
-        A `matplotlib.figure.Figure`.
+        A `matplotlib.figure.Figure`, which a notebook shows.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -47,7 +49,7 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         raise ValueError(f"Expected a `history` of at least one epoch. Received: history={history!r}")
     first = [name for name in ("loss", "divergence", "alpha") if name in logged]
     panels = [*first, *sorted(logged - {*first, "learning_rate"})]
-    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    figure: Any = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, (name, logs) in enumerate(histories.items()):
             for key, style, part in ((panel, "-", "training"), (f"val_{panel}", "--", "validation")):
@@ -58,4 +60,11 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         axes.set(title=panel, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize="small")
+    figure._repr_png_ = functools.partial(_to_png, figure)  # a notebook without pyplot would show no picture
     return figure
+
+
+def _to_png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

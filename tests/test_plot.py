@@ -4,6 +4,7 @@ import sys
 
 import keras
 import pytest
+from IPython.core.formatters import PNGFormatter
 
 from keras_rdrop import RDropModel
 from keras_rdrop.plot import plot_history
@@ -33,6 +34,11 @@ def test_plot_shows_the_logs_of_fit(rng, tmp_path):
         "accuracy": {"training": logs["accuracy"], "validation": logs["val_accuracy"]},
     }
     figure.savefig(tmp_path / "history.png")
+
+
+def test_a_notebook_shows_the_plot():
+    """Without pyplot, nothing tells the notebook how to draw a figure."""
+    assert PNGFormatter()(plot_history({"loss": [2.0, 1.0]})).startswith(b"\x89PNG")
 
 
 def test_several_histories_share_the_panels():

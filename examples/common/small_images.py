@@ -1,5 +1,6 @@
-"""Small images of handwritten digits, in three splits."""
+"""Small images of handwritten digits, in three splits, and their augmentation."""
 
+import keras
 import numpy as np
 import sklearn.datasets
 
@@ -28,3 +29,22 @@ def split(images, labels):
     first, second = len(images) // 5, 3 * len(images) // 10
     bounds = {"test": slice(first), "validation": slice(first, second), "train": slice(second, None)}
     return {name: (images[rows], labels[rows]) for name, rows in bounds.items()}
+
+
+class AugmentedBatches(keras.utils.PyDataset):
+    """Batches of arrays of images, shuffled and augmented anew in each epoch."""
+
+    def __init__(self, images, labels, augment, batch_size):
+        super().__init__()
+        self.images, self.labels, self.augment, self.batch_size = images, labels, augment, batch_size
+        self.on_epoch_end()
+
+    def __len__(self):
+        return -(-len(self.labels) // self.batch_size)
+
+    def __getitem__(self, index):
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return keras.ops.convert_to_numpy(self.augment(self.images[rows])), self.labels[rows]
+
+    def on_epoch_end(self):
+        self.order = np.random.permutation(len(self.labels))  # noqa: NPY002, seeded by `keras.utils.set_random_seed`

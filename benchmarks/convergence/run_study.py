@@ -85,6 +85,7 @@ def train(cell: Cell):
     task, arm, setting = TASKS[cell.task], ARMS[cell.arm], cell.setting
     began = time.perf_counter()
     keras.utils.set_random_seed(cell.seed)
+    keras.config.set_dtype_policy(task.dtype_policy)
     data = task.data(cell.seed)
     network = task.build(setting.dropout)
     rows = len(data["train"][1])

@@ -47,6 +47,7 @@ class Task:
         learning_rate: The middle of the three learning rates that are tried.
         augment: Optional function from a batch of inputs to a batch of inputs.
         smooths_labels: Whether the arm with label smoothing applies.
+        dtype_policy: Dtype policy of the network.
     """
 
     data: Callable[[int], dict[str, tuple[Any, ...]]]
@@ -62,6 +63,7 @@ class Task:
     learning_rate: float = 1e-3
     augment: Callable[[Any], Any] | None = None
     smooths_labels: bool = True
+    dtype_policy: str = "float32"
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> keras.losses.Loss:
@@ -118,7 +120,7 @@ def _text(kind: str, rows: int | None, unit: int, **options: Any) -> Task:
         classifier = text_classification.build_classifier(args, preprocessor, 2 if kind == "classification" else 1)
         return keras.Model(classifier.input, classifier.output)
 
-    options = {"unit": unit, "seeds": 10, "learning_rate": 5e-5} | options
+    options = {"unit": unit, "seeds": 10, "learning_rate": 5e-5, "dtype_policy": "mixed_bfloat16"} | options
     if kind == "classification":
         lower = ("NLL", "ECE")
         return Task(data, build, cross_entropy, _validate_classifier, _classify, lower, **options)

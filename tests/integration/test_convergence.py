@@ -113,6 +113,22 @@ def test_a_cell_makes_the_steps_that_its_budget_allows(task, arm, steps):
     assert set(found["scores"]) == {"accuracy", "NLL", "ECE"}
 
 
+def test_a_cell_computes_in_the_precision_of_its_task(task, monkeypatch):
+    dtypes = []
+    small = tasks.TASKS[task]
+
+    def build(dropout):
+        network = small_network(dropout)
+        dtypes.append((network.layers[-1].compute_dtype, network.layers[-1].kernel.dtype))
+        return network
+
+    cell = plan.Cell(task, "R-Drop", 1, 0, plan.Setting(0.1, 0.3, 1.0))
+    for policy in ("mixed_bfloat16", "float32"):
+        monkeypatch.setitem(tasks.TASKS, task, dataclasses.replace(small, build=build, dtype_policy=policy))
+        assert np.isfinite(run_study.train(cell)["scores"]["NLL"])
+    assert dtypes == [("bfloat16", "float32"), ("float32", "float32")]
+
+
 def test_a_cell_run_again_gives_the_same_scores(task):
     cell = plan.Cell(task, "R-Drop, second half", 2, 0, plan.Setting(0.1, 0.3, 1.0))
     first, again = run_study.train(cell), run_study.train(cell)

@@ -176,7 +176,7 @@ class JointTerms:
 
 def describe_terms(terms: Terms, shape: Sequence[Any]) -> str:
     """Returns how the terms of an output are computed, for predictions of shape `(rows, ...)`."""
-    return "in one kernel" if isinstance(terms, JointTerms) and terms.pays(shape) else "apart"
+    return "in one kernel" if isinstance(terms, JointTerms) and terms.pays(shape) else "separately"
 
 
 def choose_terms(loss: Loss, divergence: Loss | None) -> Terms:

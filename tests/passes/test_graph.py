@@ -161,7 +161,7 @@ def test_describe_passes_reports_the_shared_layers():
     assert "all layers run once per pass, because share_prefix=False" in without_sharing
 
 
-@pytest.mark.parametrize(("classes", "how"), [(10, "apart"), (1000, "in one kernel")])
+@pytest.mark.parametrize(("classes", "how"), [(10, "separately"), (1000, "in one kernel")])
 def test_describe_passes_reports_how_the_terms_are_computed(classes, how):
     base = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dropout(0.5), layers.Dense(classes)])
     model = RDropModel(base)

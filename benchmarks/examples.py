@@ -78,9 +78,15 @@ def add(path, results=RESULTS, pictures=PAGE.parent / "pictures"):
         shutil.copyfile(path.with_name("learning_curves.png"), pictures / f"example-{script}.png")
 
 
+def arms(record):
+    """Return the results of plain training and of R-Drop."""
+    by_name = {result[""]: result for result in record["results"]}
+    return by_name["plain"], by_name["R-Drop"]
+
+
 def row_of(script, record):
     """Return the cells of the table for one run."""
-    plain, rdrop = record["results"]
+    plain, rdrop = arms(record)
     score = SCORES[script]
     return [
         f"`{script}.py`",
@@ -102,8 +108,8 @@ def render(results=RESULTS):
         if (path := results / f"{script}-{backend}.json").exists()
     }
     columns = ["script", "backend", "score", "plain", "R-Drop", "seconds, plain", "seconds, R-Drop", "peak memory, GB"]
-    minutes = [record["results"][1]["seconds"] / 60 for record in records.values()]
-    plain, rdrop = json.loads((results / "unlabelled-torch.json").read_text())["results"]
+    minutes = [arms(record)[1]["seconds"] / 60 for record in records.values()]
+    plain, rdrop = arms(json.loads((results / "unlabelled-torch.json").read_text()))
     text = PARAGRAPHS.format(
         shortest=min(minutes),
         longest=max(minutes),

@@ -1,7 +1,7 @@
 """Trains a causal language model with R-Drop.
 
     python examples/language_modeling.py                                    # R-Drop on Python's help topics
-    python examples/language_modeling.py --compare                          # plain training first, same seed and data
+    python examples/language_modeling.py --compare                          # also plain, at equal steps and equal cost
     python examples/language_modeling.py --recipe wikitext-103 --text-dir DIR    # the paper, from its text files
     python examples/language_modeling.py --dataset wiki40b/en               # another large corpus
 

@@ -1,7 +1,7 @@
 """Trains a sequence-to-sequence model to summarize with R-Drop.
 
     python examples/summarization.py                            # R-Drop on docstrings: summarize them in one line
-    python examples/summarization.py --compare                  # plain training first, with the same seed and data
+    python examples/summarization.py --compare                  # also plain, at equal steps and equal cost
     python examples/summarization.py --small-data messages      # the titles of descriptions in Home Assistant
     python examples/summarization.py --recipe cnn-dailymail     # the paper: BART large on news articles
 

@@ -1,7 +1,7 @@
 """Fine-tunes a pretrained text classifier with R-Drop.
 
     python examples/text_classification.py                      # R-Drop on 1,000 snippets of movie reviews
-    python examples/text_classification.py --compare            # plain training first, with the same seed and data
+    python examples/text_classification.py --compare            # also plain, at equal steps and equal cost
     python examples/text_classification.py --task regression    # predict the mean rating of a snippet, not its sign
     python examples/text_classification.py --rows 200 --unlabelled 2000    # also train on 2,000 rows without labels
     python examples/text_classification.py --recipe glue-rte    # the paper: BERT base on a GLUE task

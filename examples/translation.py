@@ -1,7 +1,7 @@
 """Trains a transformer to translate with R-Drop.
 
     python examples/translation.py                              # R-Drop on 4,500 messages of Home Assistant, en-de
-    python examples/translation.py --compare                    # plain training first, with the same seed and data
+    python examples/translation.py --compare                    # also plain, at equal steps and equal cost
     python examples/translation.py --recipe wmt14-en-de         # the paper
     python examples/translation.py --recipe iwslt14-de-en --text-dir DIR    # the paper, from text files
 

@@ -23,7 +23,9 @@ def build_parser(task: str, description: str, **defaults: Any) -> argparse.Argum
     add = parser.add_argument
     recipes = [name for name, recipe in RECIPES.items() if recipe.task == task]
     arms = parser.add_mutually_exclusive_group()
-    arms.add_argument("--compare", action="store_true", help="train the plain model first, with the same seed and data")
+    arms.add_argument(
+        "--compare", action="store_true", help="train the plain model first: at equal steps, then at equal cost"
+    )
     arms.add_argument("--plain", action="store_true", help="train the plain model only, without R-Drop")
     add("--recipe", choices=recipes, metavar="NAME", help="data and settings of the paper: " + ", ".join(recipes))
     add("--dataset", metavar="TFDS", help="data set of tensorflow_datasets (default: the small data)")

@@ -28,6 +28,8 @@ def finish(args: argparse.Namespace, title: str, **more: Any) -> None:
     rows = [result["row"] for result in results]
     histories = {result["row"][""]: result["history"] for result in results}
     print_table(f"{title}, seed {args.seed}, {keras.backend.backend()}", rows)
+    if args.compare:
+        print_comparison(rows)
     if any(histories.values()):
         plot_history(histories).savefig(args.output / "learning_curves.png", dpi=120)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
@@ -65,6 +67,16 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     console = Console(highlight=False)
     console.print(f"\n{title}")
     console.print(table)
+
+
+def print_comparison(rows: list[dict[str, Any]]) -> None:
+    """Prints the first score of each arm in a sentence."""
+    score = list(rows[0])[1]
+    plain, longer, rdrop = (format_number(row[score]) for row in rows)
+    Console(highlight=False).print(
+        f"{score}: {rdrop} with R-Drop, {plain} with plain training in as many steps, and {longer} with plain training "
+        "at the same cost. One seed shows no difference: docs/evidence.md reports many."
+    )
 
 
 def format_number(value: float) -> str:

@@ -39,16 +39,16 @@ def configure(args: argparse.Namespace) -> None:
 
 
 def arm_names(args: argparse.Namespace) -> list[str]:
-    """Returns the arms that the flags ask for: `"plain"`, `"R-Drop"`, or both."""
+    """Returns the arms that the flags ask for. `"plain, longer"` takes as many passes over each row as `"R-Drop"`."""
     if args.plain:
         return ["plain"]
-    return ["plain", "R-Drop"] if args.compare else ["R-Drop"]
+    return ["plain", "plain, longer", "R-Drop"] if args.compare else ["R-Drop"]
 
 
 def arms_to_train(args: argparse.Namespace) -> Iterator[str]:
-    """Yields the name of each arm to train. With `--resume`, skips the plain arm if it has already finished."""
+    """Yields the name of each arm to train. With `--compare --resume`, skips the plain arms that have finished."""
     for arm in arm_names(args):
-        if not (arm == "plain" and args.compare and args.resume and result_path(args, arm).exists()):
+        if not (arm != "R-Drop" and args.compare and args.resume and result_path(args, arm).exists()):
             yield arm
     # The saved model predicts one row at a time, which JAX cannot split over devices.
     keras.distribution.set_distribution(None)
@@ -56,7 +56,7 @@ def arms_to_train(args: argparse.Namespace) -> Iterator[str]:
 
 def result_path(args: argparse.Namespace, arm: str) -> Path:
     """Returns the file that holds the scores and the history of an arm."""
-    return args.output / f"{arm}.json"
+    return args.output / f"{arm.replace(', ', '-')}.json"
 
 
 class Run:
@@ -64,13 +64,14 @@ class Run:
 
     Args:
         args: The command-line arguments.
-        arm: `"plain"` or `"R-Drop"`.
+        arm: A name from `arm_names`.
         train: The training data: a tuple of arrays, a `keras.utils.PyDataset` or a `tf.data.Dataset`.
 
     Attributes:
         data: Dict of the arguments of `fit` that hold the training data.
         epochs: Number of epochs.
         steps: Number of optimizer steps in all epochs.
+        passes: Number of passes over each row of a batch, on average.
         verbose: The argument of `fit`: a progress bar on a terminal, and one line per epoch in a file or a pipe.
     """
 
@@ -83,9 +84,13 @@ class Run:
         self.data = fit_data(train, args)
         self.steps_per_epoch = count_steps(train, args)
         self.epochs = math.ceil(args.steps / self.steps_per_epoch) if args.steps else args.epochs
+        passes = 1 + args.fraction * (args.passes - 1)
+        self.passes = passes if arm == "R-Drop" else 1
+        if arm == "plain, longer":
+            self.epochs = round(passes * self.epochs)
         self.steps = self.epochs * self.steps_per_epoch
         self.verbose = 1 if sys.stdout.isatty() else 2
-        self.backup = Backup(args.output / f"backup-{arm}.weights.h5")
+        self.backup = Backup(result_path(args, arm).with_suffix(".backup.weights.h5"))
         print(f"\n{arm}: {self.epochs} epochs of {self.steps_per_epoch} steps", flush=True)
 
     def restore(self, model: keras.Model) -> int:
@@ -107,10 +112,9 @@ class Run:
 
     def save_result(self, history: keras.callbacks.History, scores: dict[str, float]) -> None:
         """Writes the test scores, the cost and the learning curves of the arm, for `report.finish` to read."""
-        passes = 1 + self.args.fraction * (self.args.passes - 1) if self.arm == "R-Drop" else 1
         processes = 1 if self.parallel is None else self.parallel.processes
         cost = {
-            "row passes": self.steps * self.args.batch_size * passes * processes,
+            "row passes": self.steps * self.args.batch_size * self.passes * processes,
             "seconds per step": self.timer.median_step,
             "seconds": self.timer.total,
         }

@@ -88,14 +88,15 @@ def test_smoke(script, tmp_path, capsys):
     run(script, "--output", tmp_path, *compare, *depth)
     printed = capsys.readouterr().out
     if compare:  # plain trains on 64 labelled rows, R-Drop also on 32 unlabelled rows
-        assert re.findall(r"(.*): 1 epochs of (\d+) steps", printed) == [("plain", "2"), ("R-Drop", "3")]
+        trained = re.findall(r"(.*): (\d+) epochs of (\d+) steps", printed)
+        assert trained == [("plain", "1", "2"), ("plain, longer", "2", "2"), ("R-Drop", "1", "3")]
     assert "R-Drop" in printed
     assert "The saved model" in printed
     # `capsys` is no terminal: one line per epoch, without the control characters of a progress bar.
-    assert len(re.findall(r"^\d+/\d+ - .*loss", printed, re.MULTILINE)) == 1 + bool(compare)
+    assert len(re.findall(r"^\d+/\d+ - .*loss", printed, re.MULTILINE)) == 1 + 3 * bool(compare)  # epochs
     assert re.search(r"[\b\r\x1b]", printed) is None
     written = json.loads((tmp_path / "report.json").read_text())
-    assert [row[""] for row in written["results"]] == ["plain", "R-Drop"][not compare :]
+    assert [row[""] for row in written["results"]] == (["plain", "plain, longer"] if compare else []) + ["R-Drop"]
     assert all(np.isfinite(value) for row in written["results"] for value in row.values() if value != row[""])
     assert min(written["histories"]["R-Drop"]["divergence"]) > 0
     assert written["peak_memory_gb"] > 0.1
@@ -308,6 +309,19 @@ def test_the_table_fits_80_columns(capsys, monkeypatch):
     assert cells == [["", "plain", "R-Drop"], *[[name, "0.1235", "1,234,568"] for name in names]]
 
 
+def test_the_comparison_names_each_arm_once(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    arms = {"plain": 0.71, "plain, longer": 0.72, "R-Drop": 0.73}
+    report.print_comparison([{"": arm, "accuracy": value, "seconds": 5.0} for arm, value in arms.items()])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert re.findall(r"0.7\d with (?:R-Drop|plain training (?:in|at))", " ".join(printed.split())) == [
+        "0.73 with R-Drop",
+        "0.71 with plain training in",
+        "0.72 with plain training at",
+    ]
+
+
 @pytest.mark.slow
 def test_resuming_goes_on_from_the_last_epoch(tmp_path, monkeypatch, capsys):
     on_epoch_end = training.Backup.on_epoch_end
@@ -325,9 +339,14 @@ def test_resuming_goes_on_from_the_last_epoch(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     run("text_classification", *argv)
     printed = capsys.readouterr().out
-    assert "plain: 3 epochs" not in printed  # it had already finished
+    assert "plain: 3 epochs" not in printed  # it had already finished, as had the next
+    assert "plain, longer: 6 epochs" not in printed
     histories = json.loads((tmp_path / "report.json").read_text())["histories"]
-    assert {arm: len(history["loss"]) for arm, history in histories.items()} == {"plain": 3, "R-Drop": 1}
+    assert {arm: len(history["loss"]) for arm, history in histories.items()} == {
+        "plain": 3,
+        "plain, longer": 6,
+        "R-Drop": 1,
+    }
     run("text_classification", "--output", tmp_path, "--resume", "--epochs", 1, "--plain")
     assert "plain: 1 epochs" in capsys.readouterr().out  # without --compare, a finished arm is trained again
 

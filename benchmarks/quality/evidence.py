@@ -69,7 +69,8 @@ curves, and renders this page.
 PICTURE = """\
 ![R-Drop against {baseline}: the effect on each task, and its interval](pictures/evidence.png)
 
-A point is the mean effect, and its line the 95 % interval, on a scale of its own for each task.
+A point is the mean effect, and its line the 95 % interval, on a scale of its own for each task. Both are grey where the
+interval includes 0.
 """
 
 SHORT = """\

@@ -55,7 +55,7 @@ takes {row_passes:.0f} times the row passes, so this shows that such rows train,
 
 ## Learning curves
 
-The runs on PyTorch:
+The runs on PyTorch. A click on a picture enlarges it.
 
 {pictures}
 """
@@ -120,7 +120,10 @@ def render(results=RESULTS):
         plain=plain,
         rdrop=rdrop,
         row_passes=rdrop["row passes"] / plain["row passes"],
-        pictures="\n\n".join(f"![{script}](pictures/example-{script}.png)" for script in SCORES),
+        pictures="\n\n".join(
+            f"`{script}.py`:\n\n[![{script}]({picture})]({picture})"
+            for script, picture in ((script, f"pictures/example-{script}.png") for script in SCORES)
+        ),
     )
     paragraphs = text.rstrip().split("\n\n")
     return "\n\n".join(part if part.startswith("|") else wrap(part.strip()) for part in paragraphs) + "\n"

@@ -8,9 +8,11 @@ command was run several times on a backend, the latest record counts.
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 from records import BACKENDS, latest
 
 HERE = Path(__file__).parent
@@ -25,7 +27,7 @@ def draw_curves(records, axes):
             axes.plot(x_values, y_values, style, color=COLORS[backend], label=f"{BACKENDS[backend]}, {arm}")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
 
 
 def draw_bars(records, axes):
@@ -48,18 +50,31 @@ def draw_bars(records, axes):
             baseline = values[0]
         else:
             bars = axes.barh(positions, values, height, **style)
-            axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+            labels = axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+            plt.setp(labels, zorder=3, path_effects=[withStroke(linewidth=3, foreground="white")])
     axes.axvline(baseline, color="black", linewidth=1)
     axes.set_yticks(range(len(arms)), arms)
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.margins(x=0.15)
     axes.set_xlabel(column)
 
 
+def has_curves(records):
+    return "curves" in next(iter(records.values()))
+
+
+def height_of(records):
+    """Return the height of the axes, in inches, at which the labels of the bars do not overlap."""
+    if has_curves(records):
+        return 2.5
+    bars = len({row["arm"] for record in records.values() for row in record["rows"]}) * len(records)
+    return max(0.14 * bars + 0.2, 0.8)
+
+
 def draw(title, records, axes):
-    (draw_curves if "curves" in next(iter(records.values())) else draw_bars)(records, axes)
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
+    (draw_curves if has_curves(records) else draw_bars)(records, axes)
+    lines = [line for part in title.split("\n") for line in textwrap.wrap(part, 60, break_on_hyphens=False)]
+    axes.set_title("\n".join(lines), fontsize=10, x=1, ha="right")
 
 
 def main():
@@ -74,10 +89,18 @@ def main():
             for hardware, by_settings in latest(path).items()
             for settings, records in by_settings.items()
         }
-        size = 8, 3 * len(commands)
-        figure, panels = plt.subplots(len(commands), figsize=size, squeeze=False, layout="constrained")
+        heights = [height_of(records) for records in commands.values()]
+        # At this width the text is readable on a phone. Title and labels of a panel take an inch.
+        size = 5.6, sum(heights) + len(heights) + 0.4
+        figure, panels = plt.subplots(
+            len(heights), figsize=size, height_ratios=heights, squeeze=False, layout="constrained"
+        )
         for (title, records), axes in zip(commands.items(), panels.flat, strict=True):
             draw(title, records, axes)
+        lines = {
+            name: line for axes in panels.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(lines.values(), lines, loc="outside upper center", ncols=3, fontsize=9)
         figure.savefig(args.output / f"{path.stem}.png", dpi=120)
         plt.close(figure)
         print(args.output / f"{path.stem}.png")

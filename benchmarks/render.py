@@ -97,7 +97,7 @@ SECTIONS = [
         {"fuse_head=True": 1.25, "fuse_head=True, half padded": 0.63},
     ),
     Section(
-        "How much memory do they take?",
+        "How much memory do loss and divergence take?",
         "memory",
         "Peak memory of loss, divergence and gradient, divided by that of Keras's sparse cross-entropy on the same "
         "rows. The arms with Dense and `fuse_head=True` include the last layer.",
@@ -174,7 +174,7 @@ Times are ratios within one process. The arms run in turns, after a warm-up, and
 Each script in `benchmarks/` prints its table and appends it to `benchmarks/results/`. `make pages` renders this page
 from the latest results.
 
-† misses its goal.
+† marks a value that misses its goal.
 """
 
 
@@ -193,7 +193,7 @@ def cell(section, row, column, settings):
     if row is None or column not in row:
         return ""
     value = row[column]
-    text = f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    text = f"{value:z.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
     goal = goal_of(section, row["arm"], settings)
     if goal is None or column != list(row)[-1]:
         return text
@@ -276,9 +276,10 @@ def answer(folder):
         for row in record["rows"]
     ]
     return wrap(
-        f"A training step of R-Drop takes {spread(times(False))} of the time of plain training on the same doubled "
-        f"batch on CPUs, and {spread(times(True))} on an H100 GPU, depending on network and backend. With a few "
-        f"thousand parameters, where the fixed cost of a step counts, it takes {spread(small)}."
+        f"A training step of R-Drop takes {spread(times(False))} times as long as plain training on the same doubled "
+        f"batch on CPUs, and {spread(times(True))} times as long on an H100 GPU, depending on network and backend. "
+        f"With a few thousand parameters, where the fixed cost of a step counts, it takes {spread(small)} times as "
+        "long."
     )
 
 

@@ -53,6 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         resources = {"unique_key": path.stem, "output_files_dir": path.stem}
         page, resources = MarkdownExporter().from_filename(path, resources)
         page = f"{page.replace('](../../docs/', '](../')}\n[Download this notebook]({path.name})\n"
+        page = re.sub(r"!\[png\]\((\S+)\)", r"[![Output of the code above](\1)](\1)", page)  # a click enlarges it
         contents = {f"{path.stem}.md": page, path.name: path.read_text(), **resources["outputs"]}
         for name, content in contents.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))

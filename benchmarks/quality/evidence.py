@@ -19,6 +19,7 @@ from study import ARMS, DECIDING, SEEDS, SETTINGS, TASKS, TUNING_SEED, results, 
 
 sys.path.append(str(Path(__file__).parents[1]))
 from paired_statistics import bootstrap_interval, holm_correction, wilcoxon_test
+from records import BACKENDS
 
 HERE = Path(__file__).parent
 # The plain arms, and the arm of R-Drop that each is compared with; equal compute comes first.
@@ -51,7 +52,8 @@ R-Drop is compared with plain training on the same data, with the same initial w
   agree, p is 0.0625 with five seeds and 0.0005 with twelve, before the correction. The correction multiplies it by up
   to the number of rows, so with five seeds no verdict is significant by this test.
 - **Score**: measured at the end of training. The first score of each task was chosen to decide before the runs. The
-  lowest validation loss shows what early stopping would have given.
+  lowest validation loss shows what early stopping would have given. NLL is the negative log-likelihood, and ECE the
+  expected calibration error.
 
 Plain training, plain training with equal row passes, and R-Drop were tuned on each task with the same small budget and
 a separate seed. Each uses the setting with the lowest validation loss in the last table. The test scores of the tuning
@@ -62,6 +64,13 @@ row passes.
 
 `make evidence` runs what is missing in `benchmarks/quality/results/`, which has all settings, scores and learning
 curves, and renders this page.
+"""
+
+PICTURE = """\
+![R-Drop against {baseline}: the effect on each task, and its interval](pictures/evidence.png)
+
+A point is the mean effect, and its line the 95 % interval, on a scale of its own for each task. Both are grey where the
+interval includes 0.
 """
 
 SHORT = """\
@@ -338,7 +347,7 @@ def table_of_rows(record):
 
 def draw_effects(rows, path):
     """Draw effects and their intervals, one line per task."""
-    figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.3 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5.6, 1.2 + 0.28 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
         # Scores have different units: each interval is scaled so that its larger end is at 1 or -1.
         scale = max(abs(row["low"]), abs(row["high"])) or 1.0
@@ -346,7 +355,7 @@ def draw_effects(rows, path):
         axes.plot([row["low"] / scale, row["high"] / scale], [place, place], color=color, linewidth=3, alpha=0.5)
         axes.plot(row["effect"] / scale, place, "o", color=color)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_xlabel("R-Drop is worse ← → R-Drop is better")
+    axes.set_xlabel("worse ← R-Drop → better")
     axes.set_xticks([0])
     axes.set_yticks(range(len(rows)), [f"{row['task']}: {row['score']}" for row in rows])
     axes.invert_yaxis()
@@ -356,7 +365,8 @@ def draw_effects(rows, path):
 
 def draw_curves(task, arms, path):
     """Draw the validation loss over row passes: its mean, and a band from the smallest to the largest value."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    rows = -(-len(arms) // 2)  # of the legend
+    figure, axes = plt.subplots(figsize=(5.6, 3.6 + 0.2 * rows), layout="constrained")
     for color, (arm, runs) in enumerate(arms.items()):
         curves = np.array([run["history"]["val_loss"] for run in runs.values()])
         passes = next(iter(runs.values()))["scores"]["row passes"] * np.linspace(0, 1, curves.shape[1] + 1)[1:]
@@ -366,7 +376,7 @@ def draw_curves(task, arms, path):
     axes.set_xlabel("row passes")
     axes.set_ylabel("validation loss")
     axes.set_title(task)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -393,9 +403,7 @@ def render(results_folder, folder, sweeps):
         deciding = {baseline: of_deciding_scores(rows) for baseline, rows in by_baseline.items()}
         baseline, rows = next(iter(deciding.items()))
         draw_effects(rows, pictures / "evidence.png")
-        parts.append(
-            f"![R-Drop against {baseline}: the effect on each task, and its interval](pictures/evidence.png)\n"
-        )
+        parts.append(PICTURE.format(baseline=baseline))
         parts.append(f"## In short\n\n{SHORT}\n{table_of_verdicts(deciding)}")
     parts.append(METHOD)
     for baseline, rows in by_baseline.items():
@@ -412,10 +420,12 @@ def render(results_folder, folder, sweeps):
     parts.append(f"## Cost\n\n{COSTS}\n{table_of_costs(loaded)}")
     records = map(json.loads, sweeps.read_text().splitlines() if sweeps.exists() else ())
     for record in {record["backend"]: record for record in records}.values():  # the latest of each backend
-        parts.append(f"## Settings, {record['backend']}\n\n{SWEEPS}\n`{record['command']}`, {record['date']}\n")
+        parts.append(
+            f"## Settings, {BACKENDS[record['backend']]}\n\n{SWEEPS}\n`{record['command']}`, {record['date']}\n"
+        )
         parts.append(table_of_rows(record))
     for backend, backend_results in by_backend(results_folder).items():
-        parts.append(f"## Tuning, {backend}\n\n{TUNING}\n{table_of_settings(backend_results)}")
+        parts.append(f"## Tuning, {BACKENDS[backend]}\n\n{TUNING}\n{table_of_settings(backend_results)}")
     (folder / "evidence.md").write_text("\n".join(parts), encoding="utf-8")
 
 

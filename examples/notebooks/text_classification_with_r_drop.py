@@ -231,6 +231,6 @@ GLUE tasks with the settings of the paper:
 
     python examples/text_classification.py --recipe glue-rte
 
-[By task](../../docs/guides.md) shows R-Drop on other tasks, and
+The [guides](../../docs/guides.md) show R-Drop on other tasks, and
 [Choosing alpha](../../docs/choosing_alpha.md) how to tune `alpha`.
 """

@@ -146,7 +146,7 @@ def check_alpha_of_zero(trial):
 
 def smooth_activation(layer):
     """Replace a ReLU by a softplus: where rounding flips the derivative of a ReLU, equal updates differ by percents."""
-    if isinstance(layer, keras.layers.ReLU):
+    if isinstance(layer, (keras.layers.ReLU, keras.layers.LeakyReLU)):
         layer.call = keras.activations.softplus
     elif getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6):
         layer.activation = keras.activations.softplus

@@ -393,7 +393,10 @@ def build(cls):
     arguments = BACKBONES.get(cls.__name__, BACKBONES[name])
     arguments = {key: value() if callable(value) else value for key, value in arguments.items()}
     if not issubclass(cls, models.Task):
-        return cls(**arguments) if name in DATA else with_head(cls(**arguments))
+        backbone = cls(**arguments)
+        if name in LOSSES:  # its own loss would be lost in another model
+            return backbone
+        return with_augmentation(backbone) if name in DATA else with_head(backbone)
     options = dict(TASK_OPTIONS.get(cls.__name__, {}))
     parameters = inspect.signature(cls.__init__).parameters
     if "num_classes" in parameters:
@@ -403,6 +406,12 @@ def build(cls):
     if "preprocessor" in parameters:
         options["preprocessor"] = None
     return cls(backbone=getattr(models, name)(**arguments), **options)
+
+
+def with_augmentation(backbone):
+    """Return a model that drops pixels. The contrastive backbones have no dropout of their own."""
+    images = keras.layers.Dropout(0.2)(backbone.input["images"])
+    return keras.Model(backbone.input, backbone({**backbone.input, "images": images}))
 
 
 def with_head(backbone):

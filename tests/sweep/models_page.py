@@ -25,11 +25,11 @@ INTRODUCTION = """\
 A model works if all of this holds. `fit` gives a divergence above 0. `evaluate` and `predict` equal those of the base.
 Saving and loading changes no prediction. With its dropout rates at 0, `alpha=0` gives the weights of plain training.
 Training with and without a shared prefix gives the same weights. Weights are compared with softplus in place of ReLU,
-because rounding can flip the derivative of a ReLU.
+because rounding can flip the derivative of a ReLU. A model is refused if `RDropModel` raises an error that says why.
 
 | family | model | TensorFlow | JAX | PyTorch |
 |---|---|---|---|---|"""
-NOT_COVERED = "\nWithout a tiny configuration, and so not tested:\n"
+NOT_COVERED = "\nNot tested, because Keras does not train them:\n"
 
 
 def update(results, paths):
@@ -48,11 +48,9 @@ def update(results, paths):
             if "model" in properties:
                 cell = "|".join(properties[name] for name in ("family", "model", "backend"))
                 results["models"][cell] = {"result": _result(case, properties), "date": date}
-            results["not covered"] |= {
-                name.removeprefix("not covered: "): reason
-                for name, reason in properties.items()
-                if name.startswith("not covered: ")
-            }
+            prefix = "not covered: "
+            listed = {name.removeprefix(prefix): properties[name] for name in properties if name.startswith(prefix)}
+            results["not covered"] = listed or results["not covered"]
 
 
 def _result(case, properties):
@@ -78,15 +76,16 @@ def render(results):
         row = [_cell(cells.get((family, model, backend), "not run"), reasons) for backend in BACKENDS]
         lines.append(f"| {family} | {model} | {' | '.join(row)} |")
     lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    lines += [NOT_COVERED, *(f"- `{name}` {reason}" for name, reason in results["not covered"].items())]
+    lines += [NOT_COVERED, *(f"- `{name}` {reason}" for name, reason in sorted(results["not covered"].items()))]
     return "\n".join(lines)
 
 
 def _answer(backend, cells, dates):
     counts = Counter(result.split(" (")[0] for (_, _, name), result in cells.items() if name == backend)
     trainable = sum(counts.values()) - counts["Keras itself cannot"]
+    refused = f", {counts['refused']} are refused with a reason" if counts["refused"] else ""
     when = " to ".join(dict.fromkeys((min(dates), max(dates))))
-    return f"- {TITLES[backend]}: {counts['works']} of the {trainable} models that Keras trains work ({when})."
+    return f"- {TITLES[backend]}: {counts['works']} of the {trainable} models that Keras trains work{refused} ({when})."
 
 
 def _cell(result, reasons):

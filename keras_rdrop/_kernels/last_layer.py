@@ -7,6 +7,7 @@ arXiv:2410.10989). This takes no more matrix products than plain training, but t
 in advance. Rows of weight 0, such as padding, are left out.
 """
 
+import math
 from typing import Any
 
 import keras
@@ -15,10 +16,12 @@ from keras import ops
 from keras_rdrop._keras import Tensor, at_least_float32, is_on_cpu
 from keras_rdrop._kernels.logits import as_indices, backward, forward
 
-# Bytes of float32 logits per chunk. Small chunks save memory, but PyTorch updates the whole kernel gradient per chunk.
+# Bytes of float32 logits per chunk. Small chunks save memory, but each chunk updates the whole gradient of the kernel.
 # A GPU reaches its speed only with matrix products of thousands of rows.
-_CHUNK_CPU = 2**25 if keras.backend.backend() == "torch" else 2**23
-_CHUNK_GPU = 2**31
+_BACKEND = keras.backend.backend()
+_CHUNK_CPU, _CHUNK_GPU = 2**24, 2**31
+# Blocks of rows in which the gradient of the kernel is updated.
+_BLOCKS = 4
 # This limits the padding at small vocabularies.
 _MAX_ROWS_CPU, _MAX_ROWS_GPU = 256, 8192
 
@@ -97,9 +100,11 @@ class LastLayer:
         dtype = self.layer.compute_dtype
         features = ops.cast(features, dtype)
         totals_dtype = at_least_float32(dtype)
-        # Weights of at most 1 keep small gradients from underflowing in half precision. The results are scaled back.
-        weight_scale = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
-        weights = [ops.divide_no_nan(weight, weight_scale) for weight in (loss_weights, divergence_weights)]
+        weights, weight_scale = [loss_weights, divergence_weights], 1.0
+        if dtype != totals_dtype:
+            # Weights of at most 1 keep small gradients from underflowing. The results are scaled back.
+            weight_scale = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
+            weights = [ops.divide_no_nan(weight, weight_scale) for weight in weights]
         layer_weights = self.weights()
         size = _rows_per_chunk(targets, layer_weights[0].shape[1], is_on_cpu(features))
         order, used_rows = _order_of_rows(weights)
@@ -117,13 +122,22 @@ class LastLayer:
             totals = [ops.zeros_like(features)]
             totals += [ops.zeros(shape, totals_dtype) for shape in ((2,), *(weight.shape for weight in layer_weights))]
             features_gradient, sums, *gradients = ops.fori_loop(0, -(-used_rows // size), body, totals)
+            gradients = [features_gradient, *gradients]
 
             def gradient(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, ...]:
                 upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
-                factor = upstream[0] * weight_scale
-                return tuple(
-                    ops.cast(ops.cast(g, totals_dtype) * factor, dtype) for g in (features_gradient, *gradients)
-                )
+                if not gradients:
+                    raise RuntimeError(
+                        "Expected one backward pass per step with fuse_head=True. Received: a second one"
+                    )
+                results = []
+                for array in gradients:
+                    array = ops.cast(array, totals_dtype)
+                    array *= upstream[0] * weight_scale  # in place on PyTorch
+                    results.append(ops.cast(array, dtype))
+                if _BACKEND == "torch":
+                    gradients.clear()  # PyTorch then uses the results without a copy
+                return tuple(results)
 
             return sums * weight_scale, gradient
 
@@ -195,7 +209,8 @@ def _add_chunk(
     logits = ops.reshape(logits, (-1, passes, 1, classes))
     cross_entropy, divergence, saved = forward(logits, targets, label_smoothing)
     sums += ops.stack([ops.sum(loss_weights * cross_entropy), ops.sum(divergence_weights * divergence)])
-    gradient = backward(logits, targets, label_smoothing, saved, (loss_weights, scale * divergence_weights))
+    upstream = loss_weights, scale * divergence_weights
+    gradient = backward(logits, targets, label_smoothing, saved, upstream, overwrite=True)
     gradient = ops.reshape(gradient, (-1, classes))
     kernel_gradient = _add_product(kernel_gradient, ops.transpose(features), gradient)
     bias_gradient = [total + ops.cast(ops.sum(gradient, axis=0), total.dtype) for total in bias_gradient]
@@ -204,7 +219,19 @@ def _add_chunk(
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    if keras.backend.backend() == "torch" and total.dtype == a.dtype:
-        return total.addmm_(a, b)  # in place, because the gradient of a kernel is large
-    total += ops.cast(ops.matmul(a, b), total.dtype)
-    return total
+    """Adds the product of two matrices to a total, in blocks of rows: the product may be as large as the total."""
+    rows, columns = total.shape
+    size = rows // math.gcd(rows, _BLOCKS)
+    if _BACKEND == "torch":  # in place, where `ops.slice_update` would copy the total
+        if total.dtype == a.dtype:
+            return total.addmm_(a, b)
+        for start in range(0, rows, size):
+            total[start : start + size] += ops.matmul(a[start : start + size], b)
+        return total
+
+    def body(index: Any, total: Tensor) -> Tensor:
+        start = (index * size, 0)
+        product = ops.matmul(ops.slice(a, start, (size, ops.shape(a)[1])), b)
+        return ops.slice_update(total, start, ops.slice(total, start, (size, columns)) + ops.cast(product, total.dtype))
+
+    return ops.fori_loop(0, rows // size, body, total)

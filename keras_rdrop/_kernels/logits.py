@@ -89,7 +89,12 @@ def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Te
 
 
 def backward(
-    logits: Tensor, targets: Tensor, label_smoothing: float, saved: tuple[Tensor, ...], upstream: tuple[Tensor, Tensor]
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    saved: tuple[Tensor, ...],
+    upstream: tuple[Tensor, Tensor],
+    overwrite: bool = False,
 ) -> Tensor:
     """Returns the gradient with respect to the logits, in their dtype.
 
@@ -99,10 +104,12 @@ def backward(
         label_smoothing: As in `forward`.
         saved: The tuple that `forward` returned.
         upstream: Gradients of the cross-entropy and of the divergence, of shape `(rows, passes, positions, 1)`.
+        overwrite: Whether the result may replace the logits in memory.
     """
     per_row = ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(upstream[1]))
     arrays = (logits, targets, *saved, upstream[0], per_row)
-    return _evaluate(_backward, label_smoothing, arrays, [(ops.shape(logits), logits.dtype)])[0]
+    result = ops.shape(logits), logits.dtype
+    return _evaluate(_backward, label_smoothing, arrays, [result], (logits,) if overwrite else None)[0]
 
 
 def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -201,7 +208,11 @@ def _other_passes(x: Tensor) -> list[Tensor]:
 
 
 def _evaluate(
-    function: Callable[..., Any], label_smoothing: float, arrays: tuple[Tensor, ...], results: list[tuple[Any, str]]
+    function: Callable[..., Any],
+    label_smoothing: float,
+    arrays: tuple[Tensor, ...],
+    results: list[tuple[Any, str]],
+    filled: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
     """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once if compiled, otherwise in chunks.
 
@@ -210,12 +221,14 @@ def _evaluate(
         label_smoothing: The first argument of `function`.
         arrays: Its other arguments, the logits first.
         results: Shape and dtype of each of its results.
+        filled: Optional tensors to write the results of the chunks into.
     """
     if _BACKEND == "jax":
         return function(label_smoothing, *arrays)
     if _is_compiled(arrays[0]):
         return _compiled(function, label_smoothing)(*arrays)
-    filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
+    if filled is None:
+        filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
     for chunk in _chunk_slices(arrays[0]):
         for whole, part in zip(filled, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
             whole[chunk] = part

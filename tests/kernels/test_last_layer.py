@@ -109,6 +109,27 @@ def test_chunks_of_rows_of_weight_0_are_not_computed(rng):
     assert not gradient[used == 0].any()
 
 
+@pytest.mark.parametrize("rows", [4, 6, 7])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_product_is_added_to_every_row_of_the_total(rows, dtype, rng):
+    """The rows may not be divisible into equal blocks."""
+    total, a, b = (rng.integers(-9, 9, shape).astype("float32") for shape in ((rows, 5), (rows, 3), (3, 5)))
+    factors = (ops.cast(ops.convert_to_tensor(array), dtype) for array in (a, b))
+    added = last_layer._add_product(ops.convert_to_tensor(np.copy(total)), *factors)
+    assert keras.backend.standardize_dtype(added.dtype) == "float32"
+    np.testing.assert_array_equal(ops.convert_to_numpy(added), total + a @ b)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only PyTorch computes gradients in place")
+def test_a_second_backward_pass_raises_an_error(rng):
+    features = ops.convert_to_tensor(rng.normal(size=(2, 2, 4)).astype("float32")).requires_grad_()
+    weights, targets = ops.ones((2, 2)), ops.zeros((2, 2), dtype="int64")
+    total = LastLayer(dense()).weighted_terms(features, targets, 0.0, weights, weights, 1.0)[0]
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="Expected one backward pass per step with fuse_head=True"):
+        total.backward()
+
+
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(

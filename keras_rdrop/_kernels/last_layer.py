@@ -163,7 +163,7 @@ def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:
         The index of each row, or `None` to keep their order, and the number of rows before the first of weight 0.
     """
     is_zero = [_flatten_positions(ops.equal(ops.expand_dims(weight, -1), 0)) for weight in weights]
-    is_zero = ops.all(ops.concatenate(is_zero, axis=1), axis=(1, 2))
+    is_zero = ops.all(ops.squeeze(ops.concatenate(is_zero, axis=1), -1), axis=1)
     rows = ops.shape(is_zero)[0]
     if keras.distribution.distribution() is not None:  # sorting would move rows between devices
         return None, rows

@@ -101,7 +101,7 @@ SECTIONS = [
         "memory",
         "Peak memory of loss, divergence and gradient, divided by that of Keras's sparse cross-entropy on the same "
         "rows. The arms with Dense and `fuse_head=True` include the last layer.",
-        {"R-Drop": 1.0, "Dense, R-Drop": 1.0, "fuse_head=True": 0.4},
+        {"R-Drop": 1.0, "Dense, R-Drop": 1.0, "fuse_head=True": 0.3},
     ),
     Section(
         "How large a vocabulary fits?",

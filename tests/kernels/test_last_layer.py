@@ -146,7 +146,7 @@ def test_terms_and_gradients_of_random_shapes_match_automatic_differentiation(
     check_terms(np.random.default_rng(seed), dense(use_bias), (rows, passes, *positions), scale)
 
 
-def test_half_precision_keeps_small_gradients(rng):
+def test_half_precision_keeps_small_weights_and_gradients(rng):
     """In a large batch, float16 would round the gradient of one element to 0."""
     layer = layers.Dense(CLASSES, use_bias=False, dtype="mixed_float16")
     layer.build((None, 4))
@@ -154,16 +154,19 @@ def test_half_precision_keeps_small_gradients(rng):
     features = ops.convert_to_tensor(rng.normal(size=(4, 2, 4)).astype("float16"))
     targets = ops.convert_to_tensor(rng.integers(0, CLASSES, (4, 2)).astype("int32"))
 
-    def gradient(weight, loss_scale):
+    def value_and_gradient_of(weight, loss_scale):
         weights = weight * ops.ones((4, 2))
 
         def scaled_loss(x):
             terms = LastLayer(layer).weighted_terms(ops.cast(x, "float16"), targets, 0.0, weights, weights, 0.5)
             return loss_scale * terms[0]
 
-        return ops.convert_to_numpy(value_and_gradient(scaled_loss, ops.cast(features, "float32"))[1])
+        return map(ops.convert_to_numpy, value_and_gradient(scaled_loss, ops.cast(features, "float32")))
 
-    np.testing.assert_allclose(gradient(2.0**-20, loss_scale=2.0**20), gradient(1.0, loss_scale=1.0), rtol=1e-3)
+    value, gradient = value_and_gradient_of(2.0**-20, loss_scale=2.0**20)
+    expected_value, expected_gradient = value_and_gradient_of(1.0, loss_scale=1.0)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-3)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-3)
 
 
 def classifier():

@@ -47,8 +47,13 @@ class TestRawData:
         assert [len(batch) for batch in model.base.batches[-4:]] == [4, 2, 4, 2]
 
     def test_validation_split_takes_the_last_rows(self, model):
-        model.fit(TEXTS, LABELS, batch_size=3, validation_split=0.5, shuffle=False, verbose=0)
+        model.fit(TEXTS, LABELS, batch_size=6, validation_split=0.5, shuffle=False, verbose=0)
         assert model.base.batches[-2:] == [TEXTS[:3], TEXTS[3:]]
+
+    def test_validation_batches_may_have_another_size(self, model):
+        validation = {"validation_data": (TEXTS, LABELS), "validation_batch_size": 2}
+        model.fit(TEXTS, LABELS, batch_size=3, **validation, verbose=0)
+        assert [len(batch) for batch in model.base.batches[-5:]] == [3, 3, 2, 2, 2]
 
     def test_validation_data_is_preprocessed_once(self, model):
         weights = np.array([1.0, 0, 0, 0, 0, 0])

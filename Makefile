@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 	release-notes clean
 
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
-	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare
+	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare --epochs 2
 
 # The tests train tiny models for a few steps, so XLA's optimizations would cost more than they save. The slow tests and
 # the behaviour table run with them.

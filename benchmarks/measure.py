@@ -117,7 +117,9 @@ def report(title, rows, args, **more):
 
 def hardware():
     """Return the name of the GPU that the backend uses, or of the processor."""
-    backend, processor = keras.backend.backend(), f"{_processor()}, {os.cpu_count()} cores"
+    # A process may be restricted to a part of the cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    backend, processor = keras.backend.backend(), f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
     if backend == "torch":
         import torch
 

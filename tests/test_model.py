@@ -609,6 +609,22 @@ class TestErrors:
         model.compile("sgd", sparse_ce())
         model.train_on_batch(rng.normal(size=(3, 6, 4)), rng.integers(0, CLASSES, (3, 6)))
 
+    def test_a_base_that_rejects_small_batches_is_no_error(self, rng):
+        """An axis is as long as the batch, and no call of the base with one or two rows can tell why."""
+
+        class LargeBatches(Wrapper):
+            def call(self, inputs, training=None):
+                if inputs.shape[0] in (1, 2):
+                    raise ValueError("Expected a larger batch")
+                return super().call(inputs, training=training)
+
+        inputs = keras.Input((4,))
+        base = keras.Model(inputs, keras.layers.Dense(8)(keras.layers.Dropout(0.3)(inputs)))
+        model = RDropModel(LargeBatches(base))
+        model.compile("sgd", sparse_ce())
+        for rows in (8, 4):  # the batch, and the batch with every row twice
+            model.train_on_batch(rng.normal(size=(rows, 4)), rng.integers(0, CLASSES, rows))
+
     @pytest.mark.parametrize("divergence", ["kl_divergence", 1.0, {"a": "nothing"}, divergences.symmetric_kl])
     def test_invalid_divergence(self, divergence):
         with pytest.raises(ValueError, match="Expected `divergence`.*Received: divergence="):

@@ -75,7 +75,7 @@ def print_comparison(rows: list[dict[str, Any]]) -> None:
     plain, longer, rdrop = (format_number(row[score]) for row in rows)
     Console(highlight=False).print(
         f"{score}: {rdrop} with R-Drop, {plain} with plain training in as many steps, and {longer} with plain training "
-        "at the same cost. One seed shows no difference: docs/evidence.md reports many."
+        "at the same cost. One seed is no evidence: docs/evidence.md reports many."
     )
 
 

@@ -212,9 +212,10 @@ def table(section, records, settings):
     backends = [backend for backend in BACKENDS if backend in records]
     rows = {backend: {row["arm"]: row for row in records[backend]["rows"]} for backend in backends}
     arms = list(dict.fromkeys(arm for backend in backends for arm in rows[backend]))
-    columns = section.columns or (list(records[backends[0]]["rows"][0])[-1],)
-    several = len(columns) > 1
-    pairs = [(backend, column) for backend in backends for column in columns]
+    several = len(section.columns) > 1
+    # Older records may have another name for the last column.
+    columns = {backend: section.columns or (list(records[backend]["rows"][0])[-1],) for backend in backends}
+    pairs = [(backend, column) for backend in backends for column in columns[backend]]
     header = [
         "arm",
         *(f"{BACKENDS[backend]}, {column}" if several else BACKENDS[backend] for backend, column in pairs),

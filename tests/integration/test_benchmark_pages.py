@@ -66,6 +66,13 @@ def test_the_latest_result_counts_and_a_miss_is_marked(section, tmp_path):
     assert "Goal: at most 1.25. Measured on 2026-01-01 and 2026-01-02." in page
 
 
+def test_the_last_column_may_have_another_name_in_older_results(section, tmp_path):
+    older = record("tensorflow", 1.25)
+    older["rows"] = [{"arm": row["arm"], "time / rival": row["time / plain"]} for row in older["rows"]]
+    write(tmp_path, older, record("jax", 1.10))
+    assert "| R-Drop | 1.25 | 1.10 |" in render.render_section(section, tmp_path)
+
+
 def test_each_processor_has_a_table(section, tmp_path):
     write(tmp_path, record("jax", 1.1), record("jax", 0.9, hardware="GPU"))
     page = render.render_section(section, tmp_path)

@@ -194,12 +194,25 @@ def test_no_layer_is_computed_with_many_rows():
     assert max(rows) < 1000
 
 
-def test_the_training_graph_keeps_the_names_of_inputs():
-    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((3,), name="b")}
-    base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(layers.Add()([inputs["a"], inputs["b"]]))))
+def test_the_training_graph_keeps_the_inputs():
+    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((3,), name="b", dtype="int32")}
+    hidden = layers.Add()([inputs["a"], layers.Embedding(9, 1)(inputs["b"])[..., 0]])
+    base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3)(hidden)))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        find_training_graph(base, PassLayout(2))
+        found = find_training_graph(base, PassLayout(2)).model.input
+    assert {name: (tensor.name, tensor.dtype) for name, tensor in found.items()} == {
+        "a": ("a", "float32"),
+        "b": ("b", "int32"),
+    }
+
+
+def test_a_base_with_a_batch_size_shares_its_prefix(rng):
+    inputs = keras.Input(batch_shape=(6, 4))
+    base = keras.Model(inputs, layers.Dropout(0.5)(layers.Dense(3, name="first")(inputs)))
+    found = find_training_graph(base, PassLayout(2))
+    assert [layer.name for layer in found.shared if layer.weights] == ["first"]
+    assert found(rng.normal(size=(6, 4)), training=True).shape == (12, 3)
 
 
 def folded_rows():

@@ -1,6 +1,7 @@
 """Tests raw data with a base that preprocesses it, compared with data preprocessed in advance."""
 
 import inspect
+import itertools
 
 import keras
 import numpy as np
@@ -53,7 +54,8 @@ class TestRawData:
     def test_validation_batches_may_have_another_size(self, model):
         validation = {"validation_data": (TEXTS, LABELS), "validation_batch_size": 2}
         model.fit(TEXTS, LABELS, batch_size=3, **validation, verbose=0)
-        assert [len(batch) for batch in model.base.batches[-5:]] == [3, 3, 2, 2, 2]
+        # Keras may read a batch more than once.
+        assert [size for size, _ in itertools.groupby(map(len, model.base.batches))] == [3, 2]
 
     def test_validation_data_is_preprocessed_once(self, model):
         weights = np.array([1.0, 0, 0, 0, 0, 0])

@@ -16,9 +16,9 @@ from keras import ops
 from keras_rdrop._keras import Tensor, at_least_float32, is_on_cpu
 from keras_rdrop._kernels.logits import as_indices, backward, forward
 
+_BACKEND = keras.backend.backend()
 # Bytes of float32 logits per chunk. Small chunks save memory, but each chunk updates the whole gradient of the kernel.
 # A GPU reaches its speed only with matrix products of thousands of rows.
-_BACKEND = keras.backend.backend()
 _CHUNK_CPU, _CHUNK_GPU = 2**24, 2**31
 # Blocks of rows in which the gradient of the kernel is updated.
 _BLOCKS = 4

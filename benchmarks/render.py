@@ -54,16 +54,16 @@ SECTIONS = [
         "How long does the first step take?",
         "first_step",
         "Seconds of the first step, with its traces and compilations, divided by those of plain training on the same "
-        "doubled batch. Each first step runs in its own process. The perceptron has a short first step, so what R-Drop "
-        "adds to it is a large part of it.",
+        "doubled batch. Each first step runs in its own process. The first step of the perceptron is short, so a "
+        "small addition is a large ratio.",
         dict.fromkeys(("mlp", "vit", "translation", "language_model"), 1.3),
     ),
     Section(
         "What do the cheaper ways cost?",
         "frontier",
         "Time of a step divided by that of a plain step on the same batch, for a vision transformer. Each goal is 1.05 "
-        "times the passes of a row through its blocks. On JAX the ratios differ from it in both directions, because "
-        "with XLA for CPUs the time per row depends on the number of rows, also in plain training.",
+        "times the passes of a row through its blocks. On JAX, the ratios are above and below the row "
+        "passes: with XLA for CPUs, the time per row depends on the number of rows, in plain training too.",
         {
             "R-Drop": 2.10,
             "R-Drop, second half": 1.58,

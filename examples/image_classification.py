@@ -32,7 +32,9 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("--small-data", choices=["mnist", "digits"], default="mnist", help="images to train on without --dataset")
     add("--preset", help="name or folder of a pretrained KerasHub ViT (default: none)")
-    add("--stochastic-depth", type=float, default=0.0, metavar="RATE", help="part of the rows that skip a branch")
+    add(
+        "--stochastic-depth", type=float, default=0.0, metavar="RATE", help="fraction of the rows that skip each branch"
+    )
     add("--image-size", type=int, default=28, help="height and width of the resized images, in pixels")
     return arguments.parse(
         parser,

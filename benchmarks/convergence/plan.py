@@ -71,7 +71,7 @@ def trials(task: str, arm: str, learning_rate: float | None = None) -> list[Cell
         settings = [Setting(factor * middle, dropout) for factor in (0.5, 1, 2) for dropout in (0.1, 0.3)]
     else:
         settings = [Setting(learning_rate, dropout, alpha) for alpha in (0.3, 1.0, 3.0) for dropout in (0.1, 0.3)]
-    budget = TASKS[task].rungs[1]
+    budget = TASKS[task].rungs[2]
     return [Cell(task, arm, budget, seed, setting) for setting in settings for seed in TUNING_SEEDS]
 
 
@@ -97,17 +97,16 @@ def arms_of(task: str) -> list[str]:
     return [name for name, arm in ARMS.items() if not arm.label_smoothing or TASKS[task].smooths_labels]
 
 
-def last_rung(done: dict[Cell, dict[str, Any]], task: str) -> int | None:
-    """Returns the budget at which plain training has converged, or `None`.
+def converged_at(done: dict[Cell, dict[str, Any]], task: str, arm: str) -> int | None:
+    """Returns the budget at which an arm has converged, or `None`.
 
-    Plain training has converged if doubling the budget improved its mean validation score by less than the standard
-    deviation over the seeds.
+    An arm has converged if doubling the budget improved its mean validation score by less than the standard deviation
+    over the seeds.
     """
-    setting = tuned(done, task, "plain")
+    setting = tuned(done, task, arm)
     for budget, doubled in itertools.pairwise(TASKS[task].rungs):
         cells = [
-            [Cell(task, "plain", rung, seed, setting) for seed in range(TASKS[task].seeds)]
-            for rung in (budget, doubled)
+            [Cell(task, arm, rung, seed, setting) for seed in range(TASKS[task].seeds)] for rung in (budget, doubled)
         ]
         if not set(itertools.chain(*cells)) <= set(done):
             return None
@@ -117,23 +116,34 @@ def last_rung(done: dict[Cell, dict[str, Any]], task: str) -> int | None:
     return None
 
 
+def last_rung(done: dict[Cell, dict[str, Any]], task: str) -> int | None:
+    """Returns the budget at which both plain training and R-Drop have converged, or `None`."""
+    budgets = [converged_at(done, task, arm) for arm in ("plain", "R-Drop")]
+    return None if None in budgets else max(budgets)
+
+
 def pending(done: dict[Cell, dict[str, Any]], tasks: Iterable[str] = TASKS) -> Iterator[Cell]:
-    """Yields the cells to run next: for each task the trials, then the first arms by budget, then the other arms."""
+    """Yields the cells to run next: the trials and the first arms of each task, then the other arms, by budget."""
+    is_tuned = []
     for task in tasks:
         if (plain := tuned(done, task, "plain")) is None:
             yield from (cell for cell in trials(task, "plain") if cell not in done)
-            continue
-        if tuned(done, task, "R-Drop") is None:
+        elif tuned(done, task, "R-Drop") is None:
             yield from (cell for cell in trials(task, "R-Drop", plain.learning_rate) if cell not in done)
-            continue
-        end = last_rung(done, task)
-        rungs = [budget for budget in TASKS[task].rungs if end is None or budget <= end]
-        others = [arm for arm in arms_of(task) if arm not in FIRST]
-        for arms in (FIRST, others):
-            for budget, seed, arm in itertools.product(rungs, range(TASKS[task].seeds), arms):
-                cell = Cell(task, arm, budget, seed, tuned(done, task, arm))
-                if cell not in done:
-                    yield cell
+        else:
+            is_tuned.append(task)
+            yield from _missing(done, task, FIRST)
+    for task in is_tuned:
+        yield from _missing(done, task, [arm for arm in arms_of(task) if arm not in FIRST])
+
+
+def _missing(done: dict[Cell, dict[str, Any]], task: str, arms: Iterable[str]) -> Iterator[Cell]:
+    end = last_rung(done, task)
+    rungs = [budget for budget in TASKS[task].rungs if end is None or budget <= end]
+    for budget, seed, arm in itertools.product(rungs, range(TASKS[task].seeds), arms):
+        cell = Cell(task, arm, budget, seed, tuned(done, task, arm))
+        if cell not in done:
+            yield cell
 
 
 def load_results(folder: Path) -> dict[Cell, dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from plan import TUNING_SEEDS, Cell, arms_of, last_rung, load_results, trials, tuned
+from plan import TUNING_SEEDS, Cell, arms_of, converged_at, last_rung, load_results, trials, tuned
 from tasks import TASKS
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -76,29 +76,41 @@ def test_both_arms_get_the_same_number_of_trials_and_keep_the_best_setting(task)
         assert plan.tuned(done, task, arm) == (with_r_drop if uses_r_drop else plain)
 
 
-@pytest.mark.parametrize(("gains", "last"), [([0.0], 2), ([1.0, 0.0], 4), ([1.0, 1.0], None)])
-def test_a_ladder_ends_where_doubling_the_budget_of_plain_training_gains_less_than_its_deviation(task, gains, last):
+@pytest.mark.parametrize(
+    ("plain_gains", "r_drop_gains", "last"),
+    [
+        ([0.0], [0.0], 2),
+        ([1.0, 0.0], [0.0, 1.0], 4),
+        ([0.0, 1.0], [1.0, 0.0], 4),
+        ([1.0, 1.0], [0.0, 0.0], None),
+        ([0.0, 0.0], [1.0, 1.0], None),
+        ([0.0], [], None),
+    ],
+)
+def test_a_ladder_ends_where_doubling_the_budget_gains_less_than_the_deviation(task, plain_gains, r_drop_gains, last):
     done = {}
-    plain, _ = finish_tuning(done, task)
-    scores = np.cumsum([0.0, *gains])
-    for budget, score in zip((1, 2, 4), scores, strict=False):
-        for seed in range(2):
-            cell = plan.Cell(task, "plain", budget, seed, plain)
-            done[cell] = result(cell, [score + 0.1 * seed])
+    settings = finish_tuning(done, task)
+    for arm, setting, gains in zip(("plain", "R-Drop"), settings, (plain_gains, r_drop_gains), strict=True):
+        for budget, score in zip((1, 2, 4), np.cumsum([0.0, *gains]), strict=False):
+            for seed in range(2):
+                cell = plan.Cell(task, arm, budget, seed, setting)
+                done[cell] = result(cell, [score + 0.1 * seed])
     assert plan.last_rung(done, task) == last
     budgets = {cell.budget for cell in plan.pending(done, [task])}
     assert budgets == ({1, 2} if last == 2 else {1, 2, 4})
 
 
-def test_the_first_arms_run_before_the_others_and_nothing_runs_twice(task):
+def test_the_first_arms_of_all_tasks_run_before_the_others_and_nothing_runs_twice(task, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "second", tasks.TASKS[task])
     done = {}
-    finish_tuning(done, task)
-    cells = list(plan.pending(done, [task]))
-    first = [cell.arm in plan.FIRST for cell in cells]
-    assert first == sorted(first, reverse=True)
-    assert len(set(cells)) == len(cells) == 3 * 2 * len(plan.ARMS)
+    for name in (task, "second"):
+        finish_tuning(done, name)
+    cells = list(plan.pending(done, [task, "second"]))
+    of_first_arms = [cell.arm in plan.FIRST for cell in cells]
+    assert of_first_arms == sorted(of_first_arms, reverse=True)
+    assert len(set(cells)) == len(cells) == 2 * 3 * 2 * len(plan.ARMS)
     done[cells[0]] = result(cells[0], [0.0])
-    assert list(plan.pending(done, [task])) == cells[1:]
+    assert list(plan.pending(done, [task, "second"])) == cells[1:]
 
 
 @pytest.mark.parametrize(

@@ -71,15 +71,17 @@ gpu-bundle: $(VENV)/.test
 
 # Does R-Drop help? Runs what has no result yet, for so many minutes, and renders the results of all.
 evidence: $(VENV)/.test
-	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python benchmarks/quality/run.py --minutes $(MINUTES)
-	$(BIN)/python benchmarks/quality/evidence.py
+	KERAS_BACKEND=torch OMP_NUM_THREADS=1 $(BIN)/python benchmarks/convergence/run_study.py \
+		--minutes $(MINUTES) --jobs $(WORKERS)
+	$(BIN)/python benchmarks/convergence/render_study.py
 
 # The pages and pictures that show results, from the results alone.
 pages: $(VENV)/.test
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/examples.py
 	$(BIN)/python benchmarks/plot.py
-	$(BIN)/python benchmarks/quality/evidence.py
+	$(BIN)/python benchmarks/convergence/render_study.py
+	$(BIN)/python benchmarks/quality/short_runs.py
 
 # The notebooks from their scripts, with outputs. They run on JAX unless KERAS_BACKEND is set.
 notebooks: $(VENV)/.test

@@ -32,14 +32,14 @@ KEPT = ("backend", "versions", "peak_memory_gb", "results")
 
 PARAGRAPHS = """# What the examples do
 
-With R-Drop, each task trains in {shortest:.0f} to {longest:.0f} minutes on one CPU core.
+With R-Drop, each task trains in {shortest:.0f} to {longest:.0f} minutes on two CPU cores.
 
 The table shows each script with `--compare`, its default settings and seed 0. R-Drop takes as many steps as plain \
 training, and so twice the row passes. One seed does not show which of them is better: see [Evidence](evidence.md).
 
 {table}
 
-Measured on {dates} with Keras {versions}. Other programs used the same two cores, so the seconds are upper bounds and \
+Measured on {dates} with Keras {versions}. Other programs used the same cores, so the seconds are upper bounds and \
 do not compare the backends. Memory is that of the whole process. The scores differ between backends because the \
 random numbers do.
 

@@ -1,4 +1,4 @@
-"""Renders `docs/benchmarks.md` from the results. Nothing there is typed by hand.
+"""Renders `docs/benchmarks.md` from the results. No number there is typed by hand.
 
 python benchmarks/render.py
 """
@@ -172,9 +172,9 @@ HEAD = """# Benchmarks
 
 {answer}
 
-Times are ratios within one process. The arms run in turns, after a warm-up, and the ratio is the median over the runs.
-Each script in `benchmarks/` prints its table and appends it to `benchmarks/results/`. `make pages` renders this page
-from the latest results.
+Times are ratios within one process, unless a section says otherwise. The arms run in turns, after a warm-up, and the
+ratio is the median over the runs. Each script in `benchmarks/` prints its table and appends it to
+`benchmarks/results/`. `make pages` renders this page from the latest results.
 
 † marks a value that misses its goal.
 """

@@ -60,6 +60,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Points the links to notebooks, which work on a code host, to their pages. This is a hook of mkdocs."""
+    return re.sub(r"\]\(\.\./examples/notebooks/(\w+)\.ipynb\)", r"](notebooks/\1.md)", markdown)
+
+
 def main():
     for path in FOLDER.glob("*.py"):
         notebook = convert(path.read_text())

@@ -1,6 +1,6 @@
 """Trains a vision transformer with R-Drop.
 
-    python examples/image_classification.py                     # R-Drop on 5,000 handwritten digits
+    python examples/image_classification.py                     # R-Drop on 3,500 handwritten digits
     python examples/image_classification.py --compare           # also plain, at equal steps and equal cost
     python examples/image_classification.py --recipe cifar100   # the paper: a pretrained ViT-B/16 at 384x384 pixels
     python examples/image_classification.py --stochastic-depth 0.5   # both passes cost about as much as one

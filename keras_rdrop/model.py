@@ -1,4 +1,4 @@
-"""`RDropModel`: trains any Keras model with R-Drop."""
+"""`RDropModel`: trains a Keras model with R-Drop."""
 
 import itertools
 import math
@@ -207,7 +207,8 @@ class RDropModel(PreprocessingModel):
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: If `loss` is missing, if no divergence matches it, or if `loss_weights` or `divergence` name
+            ValueError: If `loss` is missing, has the reduction `None`, has `unlabelled` as its `ignore_class`, has no
+                matching divergence, or is not supported by `fuse_head=True`; or if `loss_weights` or `divergence` name
                 outputs that `base` does not have.
 
         Example:
@@ -353,7 +354,8 @@ class RDropModel(PreprocessingModel):
         Returns:
             A string: the number of layers and parameters that run once per row, and the names of the first random
             layers. If all layers run once per pass, it gives the reason. Otherwise, after `compile` and for one
-            output, it also says whether the loss and the divergence are computed in one kernel.
+            output, it also says whether the loss and the divergence are computed in one kernel. With `fuse_head=True`,
+            it names the layer that is computed with the loss.
 
         Example:
 
@@ -363,7 +365,7 @@ class RDropModel(PreprocessingModel):
         >>> base = keras.Model(inputs, keras.layers.Dense(10)(hidden), name="base")
         >>> print(keras_rdrop.RDropModel(base).describe_passes())
         2 passes over each row of base='base':
-          once per row:  1 layers, 5,376 of 7,946 parameters
+          once per row:  1 layer, 5,376 of 7,946 parameters
           once per pass: from dropout
         """
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
@@ -373,7 +375,8 @@ class RDropModel(PreprocessingModel):
             return f"{title}: all layers run once per pass, because {found.reason}."
         weights = {id(weight): weight for layer in found.shared for weight in layer.weights}  # layers may share them
         shared, total = sum(math.prod(weight.shape) for weight in weights.values()), self.base.count_params()
-        text = f"{title}:\n  once per row:  {len(found.shared)} layers, {shared:,} of {total:,} parameters"
+        layers = f"{len(found.shared)} layer{'' if len(found.shared) == 1 else 's'}"
+        text = f"{title}:\n  once per row:  {layers}, {shared:,} of {total:,} parameters"
         text += f"\n  once per pass: from {', '.join(found.frontier) or 'no layer, because none is random'}"
         if found.last_layer is not None:
             text += f"\n  with the loss, in chunks of rows: {found.last_layer.layer.name}"

@@ -24,6 +24,10 @@ class TorchDataParallel(keras.callbacks.Callback):
     It reads the environment that `torchrun` sets, and starts `torch.distributed` unless it is already running: with
     NCCL on GPUs, with gloo on CPUs.
 
+    Attributes:
+        rank: Integer, the number of this process.
+        processes: Integer, the number of processes.
+
     Raises:
         RuntimeError: If the backend is not PyTorch, or if `fit` of this Keras averages gradients itself, as from Keras
             3.16 on.
@@ -35,7 +39,7 @@ class TorchDataParallel(keras.callbacks.Callback):
     from keras_rdrop import TorchDataParallel
 
     parallel = TorchDataParallel()
-    model.fit(*parallel.shard((x, y)), batch_size=32, callbacks=[parallel])
+    model.fit(*parallel.shard((x, y)), batch_size=32 // parallel.processes, callbacks=[parallel])
     if parallel.rank == 0:
         model.base.save("model.keras")
     ```

@@ -36,7 +36,7 @@ ARMS = {
     "R-Drop, a quarter of the rows": Arm(1.25, {"fraction": 0.25}),
     "label smoothing": Arm(label_smoothing=0.1),
 }
-FIRST = ("plain", "R-Drop", "two passes, alpha 0")  # run before the other arms
+DECIDING = ("plain", "R-Drop")  # run before the other arms; a ladder ends where both have converged
 TUNING_SEEDS = (1000, 1001)
 
 
@@ -118,12 +118,12 @@ def converged_at(done: dict[Cell, dict[str, Any]], task: str, arm: str) -> int |
 
 def last_rung(done: dict[Cell, dict[str, Any]], task: str) -> int | None:
     """Returns the budget at which both plain training and R-Drop have converged, or `None`."""
-    budgets = [converged_at(done, task, arm) for arm in ("plain", "R-Drop")]
+    budgets = [converged_at(done, task, arm) for arm in DECIDING]
     return None if None in budgets else max(budgets)
 
 
 def pending(done: dict[Cell, dict[str, Any]], tasks: Iterable[str] = TASKS) -> Iterator[Cell]:
-    """Yields the cells to run next: the trials and the first arms of each task, then the other arms, by budget."""
+    """Yields the cells to run next: the trials and the deciding arms of each task, then the other arms, by budget."""
     is_tuned = []
     for task in tasks:
         if (plain := tuned(done, task, "plain")) is None:
@@ -132,9 +132,9 @@ def pending(done: dict[Cell, dict[str, Any]], tasks: Iterable[str] = TASKS) -> I
             yield from (cell for cell in trials(task, "R-Drop", plain.learning_rate) if cell not in done)
         else:
             is_tuned.append(task)
-            yield from _missing(done, task, FIRST)
+            yield from _missing(done, task, DECIDING)
     for task in is_tuned:
-        yield from _missing(done, task, [arm for arm in arms_of(task) if arm not in FIRST])
+        yield from _missing(done, task, [arm for arm in arms_of(task) if arm not in DECIDING])
 
 
 def _missing(done: dict[Cell, dict[str, Any]], task: str, arms: Iterable[str]) -> Iterator[Cell]:

@@ -1,4 +1,4 @@
-"""Renders the results of `run_study.py` as a page with a picture. Nothing there is typed by hand.
+"""Renders the results of `run_study.py` as `docs/evidence.md` with a picture. Nothing there is typed by hand.
 
     python benchmarks/convergence/render_study.py
 
@@ -6,6 +6,7 @@ A task is shown as soon as plain training and R-Drop have all seeds of a budget.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,30 +21,49 @@ from paired_statistics import bootstrap_interval
 from render import markdown_table, wrap
 
 HERE = Path(__file__).parent
-HEAD = """# Study at convergence
+CHEAP = ("R-Drop, second half", "R-Drop, a quarter of the rows")
+HEAD = """# Evidence
 
 {answer}
 
-![The score of plain training and of R-Drop against the row passes, for each task](pictures/convergence.png)
+![Test score of plain training and of R-Drop against row passes, for each task](pictures/evidence.png)
 
-Lines are means over the seeds, and bands one standard deviation. A dotted line marks the budget at which plain training
-has converged. The [protocol](protocol.md) was written before the first test score was read.
+Lines are means over the seeds, and bands one standard deviation. A dotted line marks where plain training has
+converged. A row pass is one forward and backward pass of one row. R-Drop makes half as many updates as plain training
+with the same row passes.
 
 ## Does R-Drop give a better model?
 
-The best budget of each arm, by its validation score, whatever it costs. Differences are paired by seed, with a 95 %
-bootstrap interval, and are positive where R-Drop is better. There is no verdict where plain training has not converged.
+Each arm with its best budget by the validation score, whatever it costs. The first score of a task decides.
 """
-EQUAL = """
+COMPARISONS = """\
+Differences are paired by seed, and positive where the arm is better than plain training. In brackets are 95 % bootstrap
+intervals. A difference is bold if its interval excludes 0.
+"""
+EQUAL = """\
 ## Does it at equal compute?
 
-R-Drop against plain training with the same number of row passes.
+Each arm against plain training with the same row passes, by the first score. A column is a budget, in units of the
+task, which the [protocol](protocol.md#tasks) lists.
 """
-LIMITS = """
+METHOD = """\
+## Method
+
+Every arm trains at every budget, with its learning rate schedule stretched to it. The test score is that of the
+checkpoint with the best validation score. Plain training and R-Drop were tuned with the same number of trials, on
+validation data and with seeds of their own. The [protocol](protocol.md) was written before the first test score was
+read. It defines the arms, the tasks and the verdicts.
+
+`make evidence` runs what is missing in `benchmarks/convergence/results/`, which has all settings and scores, and
+renders this page.
+
 ## What this study cannot say
 
-The models are small, and most are trained on few rows. All but the fine-tuned classifier are trained from scratch. With
-5 or 10 seeds, small effects are not seen. Each task has one data set, and one optimizer.
+- The models are small. Larger models or data may behave otherwise.
+- With 5 or 10 seeds, small effects are not seen, and the intervals are somewhat too narrow.
+- Each task has one data set and one optimizer.
+- This page has {finished} of the {planned} planned tasks. The [short runs](short_runs.md) cover more tasks, but plain
+  training had not converged on most of them.
 """
 
 
@@ -57,7 +77,8 @@ class Results:
 
     def __init__(self, done, task):
         self.done, self.name, self.task = done, task, TASKS[task]
-        self.converged_at = last_rung(done, task)
+        self.has_converged = last_rung(done, task) is not None
+        self.plain_converged_at = converged_at(done, task, "plain")
 
     @property
     def names(self):
@@ -73,8 +94,8 @@ class Results:
     def rungs(self, arm):
         return [budget for budget in self.task.rungs if self.runs(arm, budget)]
 
-    def scores(self, arm, budget, name):
-        return np.array([run["scores"][name] for run in self.runs(arm, budget)])
+    def scores(self, arm, budget, name, when="scores"):
+        return np.array([run[when][name] for run in self.runs(arm, budget)])
 
     def label(self, name):
         return f"{name}, lower is better" if name in self.task.lower_is_better else name
@@ -83,92 +104,132 @@ class Results:
         """Returns the budget with the best mean validation score."""
         return max(self.rungs(arm), key=lambda rung: np.mean([max(run["validation"]) for run in self.runs(arm, rung)]))
 
-    def common_rungs(self):
-        return [rung for rung in self.rungs("plain") if self.runs("R-Drop", rung)]
-
-    def compare(self, budget, plain_budget):
-        """Compares R-Drop with plain training: the mean difference, its interval, and the verdict."""
-        name = self.names[0]
+    def compare(self, arm, budget, plain_budget, name=None):
+        """Compares an arm with plain training by a score, by default the deciding one."""
+        name = name or self.names[0]
         sign = -1.0 if name in self.task.lower_is_better else 1.0
-        differences = sign * (self.scores("R-Drop", budget, name) - self.scores("plain", plain_budget, name)) + 0.0
-        low, high = bootstrap_interval(differences)
-        verdict = "better" if low > 0 else "worse" if high < 0 else "no difference seen"
-        return differences.mean(), low, high, verdict
+        differences = sign * (self.scores(arm, budget, name) - self.scores("plain", plain_budget, name)) + 0.0
+        return Comparison(differences.mean(), *bootstrap_interval(differences))
+
+    def compare_best(self, arm, name=None):
+        """Compares the best budget of an arm with that of plain training."""
+        return self.compare(arm, self.best_rung(arm), self.best_rung("plain"), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A paired difference from plain training, with its 95 % interval. Positive is better."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self):
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference seen"
+
+    def __str__(self):
+        marks = "" if self.verdict == "no difference seen" else "**"
+        return f"{marks}{self.mean:+.3g}{marks} ({self.low:+.3g} to {self.high:+.3g})"
 
 
 def load_tasks(folder):
     """Loads the results of each task on which plain training and R-Drop have all seeds of a budget."""
     done = load_results(folder)
-    return [results for results in (Results(done, task) for task in TASKS) if results.common_rungs()]
+    tasks = [Results(done, task) for task in TASKS]
+    return [results for results in tasks if set(results.rungs("plain")) & set(results.rungs("R-Drop"))]
 
 
-COMPARISON = ["difference", "interval", "R-Drop is"]
-NOT_CONVERGED = ["", "", "not converged"]
+def listed(names):
+    """Joins names: "a", "a and b", or "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
-def comparison(mean, low, high, verdict):
-    """Returns the cells of `COMPARISON`."""
-    return [f"{mean:+.3g}", f"{low:+.3g} to {high:+.3g}", verdict]
+def verdicts_on(comparisons):
+    """Says on which tasks the comparisons are better, worse, or neither. Takes a dict of task to comparison."""
+    parts = []
+    for verdict in ("better", "worse", "no difference seen"):
+        names = [f'"{task}"' for task, comparison in comparisons.items() if comparison.verdict == verdict]
+        if names:
+            what = "not measurably different" if verdict == "no difference seen" else verdict
+            parts.append(f"{what} on {listed(names)}")
+    return listed(parts)
+
+
+def answer(tasks):
+    """Says where R-Drop gives a better model, by which other scores, at which budgets, and what the cheap arms give."""
+    converged = [results for results in tasks if results.has_converged]
+    if not converged:
+        return wrap("Plain training and R-Drop have not both converged on any task yet, so there is no answer yet.")
+
+    def claims(arm, name=None):
+        return {
+            results.name: results.compare_best(arm, name)
+            for results in converged
+            if results.rungs(arm) and (name is None or name in results.names)
+        }
+
+    found = claims("R-Drop")
+    sentences = [f"At convergence, R-Drop was {verdicts_on(found)}, compared with plain training."]
+    if "better" not in {comparison.verdict for comparison in found.values()}:
+        sentences.insert(0, "R-Drop gave no better model at convergence.")
+    for name in dict.fromkeys(name for results in converged for name in results.names[1:]):
+        sentences.append(f"By {name}, it was {verdicts_on(claims('R-Drop', name))}.")
+    for results in converged:
+        budgets = [f"{rung}" for rung in results.rungs("R-Drop") if results.compare("R-Drop", rung, rung).low > 0]
+        at = f"at budgets of {listed(budgets)}" if budgets else "at no budget"
+        sentences.append(f'With the same row passes, it was better {at} on "{results.name}".')
+    for arm in CHEAP:
+        if claims(arm):
+            sentences.append(f'"{arm}" was {verdicts_on(claims(arm))}.')
+    sentences.append("[Four questions](should_i_use_it.md) help you decide.")
+    return wrap(" ".join(sentences))
 
 
 def mean_and_deviation(values):
     return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
 
 
-def claim(results):
-    """Returns the verdict on the claim of the paper, or `None` if plain training has not converged."""
-    if results.converged_at is None:
-        return None
-    return results.compare(results.best_rung("R-Drop"), results.best_rung("plain"))
-
-
-def count(verdicts):
-    better, worse = verdicts.count("better"), verdicts.count("worse")
-    return f"better than plain training on {better} of {len(verdicts)} tasks and worse on {worse}"
-
-
-def answer(tasks):
-    claims = [found[-1] for found in map(claim, tasks) if found is not None]
-    equal = [results.compare(rung, rung)[-1] for results in tasks for rung in results.common_rungs()[-1:]]
-    sentences = [f"Where plain training has converged, R-Drop was {count(claims)}."] if claims else []
-    sentences.append(f"With the same row passes, at the largest budget of each task, it was {count(equal)}.")
-    if len(claims) < len(tasks):
-        sentences.append(f"On {len(tasks) - len(claims)} tasks, plain training has not converged yet.")
-    return wrap(" ".join(sentences))
-
-
 def table_of_claims(tasks):
     lines = []
     for results in tasks:
         best = {arm: results.best_rung(arm) for arm in ("plain", "R-Drop")}
-        name = results.names[0]
-        cells = [f"{mean_and_deviation(results.scores(arm, rung, name))} ({rung})" for arm, rung in best.items()]
-        found = claim(results)
-        lines.append([results.name, results.label(name), *cells, *(comparison(*found) if found else NOT_CONVERGED)])
-    return markdown_table(["task", "score", "plain (budget)", "R-Drop (budget)", *COMPARISON], lines)
+        for name in results.names:
+            cells = [f"{mean_and_deviation(results.scores(arm, rung, name))} ({rung})" for arm, rung in best.items()]
+            found = str(results.compare_best("R-Drop", name)) if results.has_converged else "not converged"
+            lines.append([results.name if name == results.names[0] else "", results.label(name), *cells, found])
+    return markdown_table(["task", "score", "plain (budget)", "R-Drop (budget)", "difference"], lines)
 
 
-def table_of_budgets(tasks):
-    lines = [
-        [results.name, str(rung), *comparison(*results.compare(rung, rung))]
-        for results in tasks
-        for rung in results.common_rungs()
-    ]
-    return markdown_table(["task", "budget", *COMPARISON], lines)
+def table_of_budgets(results):
+    """The differences from plain training at the same budget, for every other arm."""
+    lines = []
+    for arm in arms_of(results.name)[1:]:
+        cells = [
+            str(results.compare(arm, rung, rung)) if rung in results.rungs(arm) else ""
+            for rung in results.rungs("plain")
+        ]
+        if any(cells):
+            lines.append([arm, *cells])
+    return markdown_table(["arm", *(f"budget {rung}" for rung in results.rungs("plain"))], lines)
 
 
 def table_of_arms(results, reference):
     """Every score of every arm, at every budget that has all seeds, after the reference if the task has one."""
-    lines = []
+    first, lines = results.names[0], []
     if reference:
         scores = [mean_and_deviation([run[name] for run in reference]) for name in results.names]
-        lines.append(["TF-IDF, logistic regression", "", *scores, ""])
+        lines.append(["TF-IDF, logistic regression", "", *scores, "", ""])
     for arm in arms_of(results.name):
         for rung in results.rungs(arm):
             scores = [mean_and_deviation(results.scores(arm, rung, name)) for name in results.names]
+            at_end = mean_and_deviation(results.scores(arm, rung, first, "scores_at_end"))
             seconds = np.median([run["processor_seconds"] for run in results.runs(arm, rung)])
-            lines.append([arm, str(rung), *scores, f"{seconds:.0f}"])
-    return markdown_table(["arm", "budget", *map(results.label, results.names), "CPU seconds"], lines)
+            lines.append([arm, str(rung), *scores, at_end, f"{seconds:.0f}"])
+    return markdown_table(
+        ["arm", "budget", *map(results.label, results.names), f"{first} at the end", "CPU seconds"], lines
+    )
 
 
 def table_of_trials(results):
@@ -199,8 +260,8 @@ def draw(tasks, path):
             mean, deviation = scores.mean(axis=1), scores.std(axis=1, ddof=1)
             axes.plot(passes, mean, "o-", color=color, label=arm)
             axes.fill_between(passes, mean - deviation, mean + deviation, color=color, alpha=0.2)
-        if results.converged_at is not None:
-            axes.axvline(results.runs("plain", results.converged_at)[0]["row_passes"], color="C7", linestyle=":")
+        if results.plain_converged_at is not None:
+            axes.axvline(results.runs("plain", results.plain_converged_at)[0]["row_passes"], color="C7", linestyle=":")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title(results.name, fontsize=10)
@@ -212,12 +273,15 @@ def draw(tasks, path):
 
 
 def render(tasks, references):
-    parts = [HEAD.format(answer=answer(tasks)), table_of_claims(tasks), EQUAL, table_of_budgets(tasks), LIMITS]
+    parts = [HEAD.format(answer=answer(tasks)), table_of_claims(tasks), COMPARISONS, EQUAL]
     for results in tasks:
-        parts.append(f"\n## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")
+        parts.append(f"### {results.name}\n\n{table_of_budgets(results)}")
+    parts.append(METHOD.format(finished=len(tasks), planned=len(TASKS)))
+    for results in tasks:
+        parts.append(f"## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")
         parts.append(table_of_arms(results, references.get(results.name)))
         seeds = " and ".join(map(str, TUNING_SEEDS))
-        parts.append(f"\nThe trials, with the seeds {seeds}. The settings in bold were used for all seeds.\n")
+        parts.append(f"The trials, with the seeds {seeds}. The settings in bold were used for all seeds.\n")
         parts.append(table_of_trials(results))
     return "\n".join(parts)
 
@@ -229,8 +293,8 @@ def main():
     args = parser.parse_args()
     tasks = load_tasks(args.results)
     references = json.loads((args.results / "reference.json").read_text())["scores"]
-    (args.output / "convergence.md").write_text(render(tasks, references), encoding="utf-8")
-    draw(tasks, args.output / "pictures" / "convergence.png")
+    (args.output / "evidence.md").write_text(render(tasks, references), encoding="utf-8")
+    draw(tasks, args.output / "pictures" / "evidence.png")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ are equal. The weight `alpha` is the only number to choose.
 keras-rdrop runs on JAX, TensorFlow and PyTorch. Keras reads `KERAS_BACKEND` when it is
 imported, so set it first.
 
-keras-rdrop is not on PyPI yet. In a checkout, install it with `pip install ".[jax]"`.
-On a hosted notebook, upload the wheel that `make wheel` writes to `dist/`, and
-uncomment the `pip` line.
+keras-rdrop is not on PyPI yet. In a checkout, install it with
+`pip install ".[jax]" matplotlib scikit-learn`. On a hosted notebook, upload the wheel
+that `make wheel` writes to `dist/`, and uncomment the `pip` line.
 """
 
 import os

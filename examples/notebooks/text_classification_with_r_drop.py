@@ -34,8 +34,8 @@ KerasHub and keras-rdrop run on JAX, TensorFlow and PyTorch. Keras reads `KERAS_
 when it is imported, so set it first.
 
 keras-rdrop is not on PyPI yet. In a checkout, install it with
-`pip install ".[jax,hub]"`. On a hosted notebook, upload the wheel that `make wheel`
-writes to `dist/`, and uncomment the `pip` line.
+`pip install ".[jax,hub]" matplotlib`. On a hosted notebook, upload the wheel that
+`make wheel` writes to `dist/`, and uncomment the `pip` line.
 """
 
 import os

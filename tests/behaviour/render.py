@@ -13,8 +13,9 @@ KINDS = ["functional", "sequential", "subclassed", "nested", "keras_hub"]
 INTRODUCTION = """\
 # Behaviour
 
-`RDropModel` trains whatever Keras can train, in the same way. Each cell shows the results of one test on TensorFlow,
-JAX and PyTorch, in this order. `make behaviour` runs the tests and writes this page.
+`RDropModel` trains models as Keras does, and raises an error for [what it does not support](#bad-input). Each cell
+shows the results of one test on TensorFlow, JAX and PyTorch, in this order. `make behaviour` runs the tests and writes
+this page.
 
 ✓ passes · ✗ fails · - not run, for a reason given below the table · ? no result · empty: the row does not apply to this
 kind of base

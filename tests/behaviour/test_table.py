@@ -1,4 +1,4 @@
-"""The behaviour table: `RDropModel` trains whatever Keras can train, in the same way.
+"""The behaviour table: `RDropModel` trains models as Keras does.
 
 The modules of `rows/` register the rows. The quick tests run them with a functional base, the slow tests with the other
 kinds of base. Most rows use `support.table.check`, which compares training and evaluation with plain Keras.

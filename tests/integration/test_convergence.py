@@ -100,14 +100,14 @@ def test_a_ladder_ends_where_doubling_the_budget_gains_less_than_the_deviation(t
     assert budgets == ({1, 2} if last == 2 else {1, 2, 4})
 
 
-def test_the_first_arms_of_all_tasks_run_before_the_others_and_nothing_runs_twice(task, monkeypatch):
+def test_the_deciding_arms_of_all_tasks_run_before_the_others_and_nothing_runs_twice(task, monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "second", tasks.TASKS[task])
     done = {}
     for name in (task, "second"):
         finish_tuning(done, name)
     cells = list(plan.pending(done, [task, "second"]))
-    of_first_arms = [cell.arm in plan.FIRST for cell in cells]
-    assert of_first_arms == sorted(of_first_arms, reverse=True)
+    of_deciding_arms = [cell.arm in plan.DECIDING for cell in cells]
+    assert of_deciding_arms == sorted(of_deciding_arms, reverse=True)
     assert len(set(cells)) == len(cells) == 2 * 3 * 2 * len(plan.ARMS)
     done[cells[0]] = result(cells[0], [0.0])
     assert list(plan.pending(done, [task, "second"])) == cells[1:]

@@ -22,7 +22,13 @@ def write(tmp_path):
 
     def result(cell, score):
         scores = None if cell.is_trial else {"Pearson": score, "RMSE": 1 - score}
-        more = {"validation": [score], "scores": scores, "row_passes": 1600 * cell.budget, "processor_seconds": 60.0}
+        more = {
+            "validation": [score],
+            "scores": scores,
+            "scores_at_end": scores,
+            "row_passes": 1600 * cell.budget,
+            "processor_seconds": 60.0,
+        }
         return json.dumps(dataclasses.asdict(cell) | more)
 
     def write(plain_scores, gains):
@@ -49,37 +55,66 @@ def write(tmp_path):
 )
 def test_the_verdict_is_the_sign_of_the_interval(gains, verdict, write):
     (results,) = write({1: 0.5, 2: 0.5}, gains)
-    mean, low, high, found = render_study.claim(results)
-    assert found == verdict
-    assert low <= mean <= high
-    assert mean == pytest.approx(np.mean(gains))
+    found = results.compare_best("R-Drop")
+    assert found.verdict == verdict
+    assert found.low <= found.mean <= found.high
+    assert found.mean == pytest.approx(np.mean(gains))
+    assert str(found).startswith("**") == (verdict != "no difference seen")
 
 
-def test_no_verdict_before_plain_training_has_converged(write):
-    (results,) = write({1: 0.5, 2: 0.7}, np.full(10, 0.1))
-    assert results.converged_at is None
-    assert "| not converged |" in render_study.table_of_claims([results])
-    assert "0.7 ± 0.011 (2)" in render_study.table_of_claims([results])
-    assert "not converged" not in render_study.table_of_budgets([results])
+def test_the_best_budgets_are_compared_whatever_they_cost(write):
+    (results,) = write({1: 0.5, 2: 0.7, 4: 0.6}, np.full(10, 0.1))
+    assert results.best_rung("plain") == results.best_rung("R-Drop") == 2
+    assert results.compare_best("R-Drop").mean == pytest.approx(0.1)
+    assert results.compare("R-Drop", 2, 1).mean == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("plain_scores", [{1: 0.5}, {1: 0.5, 2: 0.7}])
+def test_no_verdict_before_both_have_converged(write, plain_scores):
+    found = write(plain_scores, np.full(10, 0.1))
+    assert not found[0].has_converged
+    assert "| not converged |" in render_study.table_of_claims(found)
+    assert "no answer yet" in render_study.answer(found)
+    assert "| R-Drop | **+0.1** (+0.1 to +0.1) |" in render_study.table_of_budgets(found[0])
 
 
 def test_a_lower_score_is_better_where_the_task_says_so(write, monkeypatch):
     lower = dataclasses.replace(tasks.TASKS[TASK], lower_is_better=("Pearson",))
     monkeypatch.setitem(tasks.TASKS, TASK, lower)
     (results,) = write({1: 0.5, 2: 0.5}, np.full(10, 0.1))
-    assert render_study.claim(results)[-1] == "worse"
+    assert results.compare_best("R-Drop").verdict == "worse"
 
 
 def test_an_arm_without_all_seeds_is_not_shown(write):
     assert write({1: 0.5}, np.full(9, 0.1)) == []
 
 
+@pytest.mark.parametrize(
+    ("gain", "sentence"),
+    [
+        (0.1, 'At convergence, R-Drop was better on "text regression", compared with plain training.'),
+        (
+            0.0,
+            'R-Drop gave no better model at convergence. At convergence, R-Drop was not measurably different on "text',
+        ),
+        (-0.1, 'R-Drop gave no better model at convergence. At convergence, R-Drop was worse on "text regression"'),
+    ],
+)
+def test_the_first_sentence_is_the_answer(write, gain, sentence):
+    assert render_study.answer(write({1: 0.5, 2: 0.5}, np.full(10, gain))).replace("\n", " ").startswith(sentence)
+
+
+def test_the_budgets_at_which_r_drop_is_better_are_named(write):
+    found = write({1: 0.5, 2: 0.5}, np.full(10, 0.1))
+    assert 'it was better at budgets of 1 and 2 on "text regression"' in render_study.answer(found).replace("\n", " ")
+
+
 def test_the_page_and_the_picture(write, tmp_path):
     found = write({1: 0.5, 2: 0.5}, np.linspace(0.01, 0.05, 10))
     page = render_study.render(found, {TASK: [{"Pearson": 0.25, "RMSE": 0.75}, {"Pearson": 0.35, "RMSE": 0.65}]})
-    assert "Where plain training has converged, R-Drop was better than plain training on 1 of 1 tasks" in page
-    assert "| TF-IDF, logistic regression |  | 0.3 ± 0.071 | 0.7 ± 0.071 |  |" in page
+    assert "| TF-IDF, logistic regression |  | 0.3 ± 0.071 | 0.7 ± 0.071 |  |  |" in page
     assert "| R-Drop | 2 | 0.53 ± " in page
     assert "| R-Drop | 5e-05 | 0.1 | 1 | **1** |" in page
-    render_study.draw(found, tmp_path / "convergence.png")
-    assert (tmp_path / "convergence.png").stat().st_size > 10_000
+    assert f"This page has 1 of the {len(tasks.TASKS)} planned tasks." in page
+    render_study.draw(found, tmp_path / "evidence.png")
+    assert (tmp_path / "evidence.png").stat().st_size > 10_000

@@ -1,6 +1,6 @@
-"""Render the results of `run.py` as `docs/evidence.md` and its pictures. Nothing there is typed by hand.
+"""Render the results of `run.py` as `docs/short_runs.md` and its pictures. Nothing there is typed by hand.
 
-    python benchmarks/quality/evidence.py
+    python benchmarks/quality/short_runs.py
 
 Runs are paired: differences are taken between runs with the same seed on the same backend.
 """
@@ -31,13 +31,12 @@ BASELINES = {
 SWEEP = ("R-Drop, a third of alpha", "R-Drop", "R-Drop, three times alpha")
 # The score that early stopping would give.
 STOPPED = "lowest validation loss"
-HEAD = """# Evidence
+HEAD = """# Short runs
 
 {answer}
 
-The runs are short, one to three minutes each, and plain training had not converged on most tasks. So they say little
-about the claim of the paper, which is about converged training. A [study at convergence](protocol.md)
-is planned.
+A run takes one to three minutes, and plain training had not converged on most tasks. So these runs say little about the
+claim of the paper, which is about converged training. [Evidence](evidence.md) has a study at convergence.
 """
 
 METHOD = """## Method
@@ -62,12 +61,11 @@ row passes.
 
 "Twice as long" and "four times as long" repeat the comparison at equal row passes with twice the compute.
 
-`make evidence` runs what is missing in `benchmarks/quality/results/`, which has all settings, scores and learning
-curves, and renders this page.
+`benchmarks/quality/results/` has all settings, scores and learning curves.
 """
 
 PICTURE = """\
-![R-Drop against {baseline}: the effect on each task, and its interval](pictures/evidence.png)
+![R-Drop against {baseline}: the effect on each task, and its interval](pictures/short-runs.png)
 
 A point is the mean effect, and its line the 95 % interval, on a scale of its own for each task. Both are grey where the
 interval includes 0.
@@ -402,7 +400,7 @@ def render(results_folder, folder, sweeps):
     if by_baseline:
         deciding = {baseline: of_deciding_scores(rows) for baseline, rows in by_baseline.items()}
         baseline, rows = next(iter(deciding.items()))
-        draw_effects(rows, pictures / "evidence.png")
+        draw_effects(rows, pictures / "short-runs.png")
         parts.append(PICTURE.format(baseline=baseline))
         parts.append(f"## In short\n\n{SHORT}\n{table_of_verdicts(deciding)}")
     parts.append(METHOD)
@@ -411,7 +409,7 @@ def render(results_folder, folder, sweeps):
     parts.append(f"## Overfitting\n\n{OVERFITTING}\n{table_of_overfitting(loaded)}")
     parts.append(TASK_BY_TASK)
     for task, arms in loaded.items():
-        name = "evidence-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
+        name = "short-runs-" + "".join(letter if letter.isalnum() else "-" for letter in task) + ".png"
         draw_curves(task, {arm: runs for arm, runs in arms.items() if has_val_loss(arm)}, pictures / name)
         parts.append(f"### {task}\n\n{table_of_scores(task, arms)}\n![{task}](pictures/{name})\n")
     parts.append(f"## Variations\n\n{VARIATIONS}\n{table_of_variations(loaded)}")
@@ -426,7 +424,7 @@ def render(results_folder, folder, sweeps):
         parts.append(table_of_rows(record))
     for backend, backend_results in by_backend(results_folder).items():
         parts.append(f"## Tuning, {BACKENDS[backend]}\n\n{TUNING}\n{table_of_settings(backend_results)}")
-    (folder / "evidence.md").write_text("\n".join(parts), encoding="utf-8")
+    (folder / "short_runs.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def main():

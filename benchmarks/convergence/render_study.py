@@ -43,8 +43,7 @@ intervals. A difference is bold if its interval excludes 0.
 EQUAL = """\
 ## Does it at equal compute?
 
-Each arm against plain training with the same row passes, by the first score. A column is a budget, in units of the
-task, which the [protocol](protocol.md#tasks) lists.
+Each arm against plain training with the same row passes, by the first score of the task. A column is a budget.
 """
 METHOD = """\
 ## Method
@@ -79,6 +78,15 @@ class Results:
         self.done, self.name, self.task = done, task, TASKS[task]
         self.has_converged = last_rung(done, task) is not None
         self.plain_converged_at = converged_at(done, task, "plain")
+
+    @property
+    def description(self):
+        steps = {arm: self.runs(arm, self.task.rungs[0])[0]["steps"] for arm in ("plain", "R-Drop")}
+        epochs = f"{self.task.unit} epoch{'s' * (self.task.unit != 1)}"
+        return (
+            f"{self.task.description} A budget of 1 is {epochs} of plain training, with {steps['plain']} updates, or "
+            f"{steps['R-Drop']} updates of R-Drop."
+        )
 
     @property
     def names(self):
@@ -275,7 +283,7 @@ def draw(tasks, path):
 def render(tasks, references):
     parts = [HEAD.format(answer=answer(tasks)), table_of_claims(tasks), COMPARISONS, EQUAL]
     for results in tasks:
-        parts.append(f"### {results.name}\n\n{table_of_budgets(results)}")
+        parts.append(f"### {results.name}\n\n{wrap(results.description)}\n\n{table_of_budgets(results)}")
     parts.append(METHOD.format(finished=len(tasks), planned=len(TASKS)))
     for results in tasks:
         parts.append(f"## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")

@@ -33,6 +33,7 @@ class Task:
     """A task of the study.
 
     Args:
+        description: The model and the data, for the page.
         data: Function from the seed of a cell to a dict of `"train"`, `"validation"` and `"test"`, each a tuple of `x`,
             `y` and, optionally, sample weights.
         build: Function from a dropout rate to a network.
@@ -50,6 +51,7 @@ class Task:
         dtype_policy: Dtype policy of the network.
     """
 
+    description: str
     data: Callable[[int], dict[str, tuple[Any, ...]]]
     build: Callable[[float], keras.Model]
     loss: Callable[[float], keras.losses.Loss]
@@ -120,10 +122,15 @@ def _text(kind: str, rows: int | None, unit: int, **options: Any) -> Task:
         classifier = text_classification.build_classifier(args, preprocessor, 2 if kind == "classification" else 1)
         return keras.Model(classifier.input, classifier.output)
 
+    labels = "sign of the ratings" if kind == "classification" else "mean rating"
+    count = "all" if rows is None else f"{rows:,}"
+    description = (
+        f"A pretrained MiniLM with 22.7 M parameters learns the {labels} of {count} snippets of movie reviews."
+    )
     options = {"unit": unit, "seeds": 10, "learning_rate": 5e-5, "dtype_policy": "mixed_bfloat16"} | options
     if kind == "classification":
         lower = ("NLL", "ECE")
-        return Task(data, build, cross_entropy, _validate_classifier, _classify, lower, **options)
+        return Task(description, data, build, cross_entropy, _validate_classifier, _classify, lower, **options)
 
     def scores(network: keras.Model, data: tuple[Any, ...]) -> dict[str, float]:
         return regression_scores(predict(network, data[0])[:, 0], data[1])
@@ -134,7 +141,7 @@ def _text(kind: str, rows: int | None, unit: int, **options: Any) -> Task:
     def loss(_: float) -> keras.losses.Loss:
         return keras.losses.MeanSquaredError()
 
-    return Task(data, build, loss, validate, scores, ("RMSE",), smooths_labels=False, **options)
+    return Task(description, data, build, loss, validate, scores, ("RMSE",), smooths_labels=False, **options)
 
 
 # Translation: a transformer from scratch on messages of Home Assistant.
@@ -236,6 +243,7 @@ TASKS = {
     "text, all labels": _text("classification", None, 1, seeds=5),
     "text regression": _text("regression", 1600, 1),
     "translation": Task(
+        "A transformer from scratch translates 9,391 messages from English to German.",
         _translation_data,
         _build_translator,
         cross_entropy,
@@ -246,6 +254,7 @@ TASKS = {
         learning_rate=2e-3,
     ),
     "language model": Task(
+        "A GPT-2 of two layers from scratch learns documentation of Python.",
         lambda seed: _documentation()[1],
         _build_language_model,
         cross_entropy,
@@ -257,6 +266,7 @@ TASKS = {
         smooths_labels=False,
     ),
     "images": Task(
+        "A small ViT from scratch learns 3,500 handwritten digits, with augmentation.",
         lambda seed: _digits(),
         _build_vit,
         cross_entropy,

@@ -11,8 +11,8 @@ Accelerator: None
 ## What R-Drop does
 
 Dropout switches off random units in every training step. Two passes over the same
-image therefore give two different predictions. After training, dropout is off, and a
-network that was never trained as a whole makes the predictions.
+image therefore give two different predictions. After training, dropout is off: the
+whole network predicts, although each step trained only a part of it.
 
 [R-Drop](https://arxiv.org/abs/2106.14448) runs each image twice, with different
 dropout masks, and adds a penalty for the disagreement between the two predictions:
@@ -65,8 +65,8 @@ x_train, x_val, y_train, y_val = train_test_split(
 """
 ## The network
 
-Any Keras model with dropout works. `build_network` sets the seed, so both trainings
-below start from the same weights.
+Almost any Keras model with dropout works. `build_network` sets the seed, so both
+trainings below start from the same weights.
 """
 
 
@@ -149,8 +149,8 @@ for name, (history, _) in histories.items():
 
 """
 One run proves nothing: change `SEED`, and the order may change. Over several seeds and
-at equal cost, R-Drop was better than plain training on some of our small tasks and
-worse on others. [Evidence](../../docs/evidence.md) has the results, and
+at equal cost, R-Drop is better than plain training on some tasks and worse on others.
+[Should I use R-Drop?](../../docs/should_i_use_it.md) helps you decide, and
 [Choosing alpha](../../docs/choosing_alpha.md) shows how to tune it on your task.
 
 ## The logs

@@ -31,6 +31,7 @@ def small_network(dropout):
 @pytest.fixture
 def task(monkeypatch):
     small = tasks.Task(
+        "A linear model.",
         small_data,
         small_network,
         tasks.cross_entropy,

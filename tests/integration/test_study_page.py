@@ -27,6 +27,7 @@ def write(tmp_path):
             "scores": scores,
             "scores_at_end": scores,
             "row_passes": 1600 * cell.budget,
+            "steps": 50 * cell.budget,
             "processor_seconds": 60.0,
         }
         return json.dumps(dataclasses.asdict(cell) | more)
@@ -115,6 +116,7 @@ def test_the_page_and_the_picture(write, tmp_path):
     assert "| TF-IDF, logistic regression |  | 0.3 ± 0.071 | 0.7 ± 0.071 |  |  |" in page
     assert "| R-Drop | 2 | 0.53 ± " in page
     assert "| R-Drop | 5e-05 | 0.1 | 1 | **1** |" in page
+    assert "A budget of 1 is 1 epoch of plain training, with 50 updates" in page.replace("\n", " ")
     assert f"This page has 1 of the {len(tasks.TASKS)} planned tasks." in page
     render_study.draw(found, tmp_path / "evidence.png")
     assert (tmp_path / "evidence.png").stat().st_size > 10_000

@@ -7,6 +7,7 @@ A task is shown as soon as plain training and R-Drop have all seeds of a budget.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ intervals. A difference is bold if its interval excludes 0.
 EQUAL = """\
 ## Does it at equal compute?
 
-Each arm against plain training with the same row passes, by the first score of the task. A column is a budget.
+Each arm against plain training with the same row passes. A column is a budget.
 """
 METHOD = """\
 ## Method
@@ -102,6 +103,9 @@ class Results:
     def rungs(self, arm):
         return [budget for budget in self.task.rungs if self.runs(arm, budget)]
 
+    def common_rungs(self):
+        return [rung for rung in self.rungs("plain") if rung in self.rungs("R-Drop")]
+
     def scores(self, arm, budget, name, when="scores"):
         return np.array([run[when][name] for run in self.runs(arm, budget)])
 
@@ -145,7 +149,7 @@ def load_tasks(folder):
     """Loads the results of each task on which plain training and R-Drop have all seeds of a budget."""
     done = load_results(folder)
     tasks = [Results(done, task) for task in TASKS]
-    return [results for results in tasks if set(results.rungs("plain")) & set(results.rungs("R-Drop"))]
+    return [results for results in tasks if results.common_rungs()]
 
 
 def listed(names):
@@ -165,11 +169,15 @@ def verdicts_on(comparisons):
     return listed(parts)
 
 
+def better_at(results, name):
+    """Says at which budgets R-Drop has a better score than plain training with the same row passes."""
+    budgets = [str(rung) for rung in results.common_rungs() if results.compare("R-Drop", rung, rung, name).low > 0]
+    return f"a better {name} at {f'budgets of {listed(budgets)}' if budgets else 'no budget'}"
+
+
 def answer(tasks):
-    """Says where R-Drop gives a better model, by which other scores, at which budgets, and what the cheap arms give."""
+    """Says where R-Drop gives a better model, at which budgets it does, and what the cheap arms give."""
     converged = [results for results in tasks if results.has_converged]
-    if not converged:
-        return wrap("Plain training and R-Drop have not both converged on any task yet, so there is no answer yet.")
 
     def claims(arm, name=None):
         return {
@@ -178,19 +186,23 @@ def answer(tasks):
             if results.rungs(arm) and (name is None or name in results.names)
         }
 
-    found = claims("R-Drop")
-    sentences = [f"At convergence, R-Drop was {verdicts_on(found)}, compared with plain training."]
-    if "better" not in {comparison.verdict for comparison in found.values()}:
-        sentences.insert(0, "R-Drop gave no better model at convergence.")
-    for name in dict.fromkeys(name for results in converged for name in results.names[1:]):
-        sentences.append(f"By {name}, it was {verdicts_on(claims('R-Drop', name))}.")
-    for results in converged:
-        budgets = [f"{rung}" for rung in results.rungs("R-Drop") if results.compare("R-Drop", rung, rung).low > 0]
-        at = f"at budgets of {listed(budgets)}" if budgets else "at no budget"
-        sentences.append(f'With the same row passes, it was better {at} on "{results.name}".')
-    for arm in CHEAP:
-        if claims(arm):
-            sentences.append(f'"{arm}" was {verdicts_on(claims(arm))}.')
+    sentences = []
+    if converged:
+        found = claims("R-Drop")
+        if "better" not in {comparison.verdict for comparison in found.values()}:
+            sentences.append("R-Drop gave no better model at convergence.")
+        sentences.append(f"At convergence, R-Drop was {verdicts_on(found)}, compared with plain training.")
+        for name in dict.fromkeys(name for results in converged for name in results.names[1:]):
+            sentences.append(f"By {name}, it was {verdicts_on(claims('R-Drop', name))}.")
+        sentences.extend(f'"{arm}" was {verdicts_on(claims(arm))}.' for arm in CHEAP if claims(arm))
+    for results in tasks:
+        scores = listed([better_at(results, name) for name in results.names])
+        sentences.append(f'With the same row passes on "{results.name}", R-Drop had {scores}.')
+    if undecided := [f'"{results.name}"' for results in tasks if results not in converged]:
+        sentences.append(
+            f"Plain training and R-Drop have not both converged on {listed(undecided)}, so this page does not say yet "
+            "which gives the better model there."
+        )
     sentences.append("[Four questions](should_i_use_it.md) help you decide.")
     return wrap(" ".join(sentences))
 
@@ -211,16 +223,13 @@ def table_of_claims(tasks):
 
 
 def table_of_budgets(results):
-    """The differences from plain training at the same budget, for every other arm."""
-    lines = []
-    for arm in arms_of(results.name)[1:]:
-        cells = [
-            str(results.compare(arm, rung, rung)) if rung in results.rungs(arm) else ""
-            for rung in results.rungs("plain")
-        ]
+    """The differences from plain training at the same budget, for every other arm and every score."""
+    rungs, lines = results.rungs("plain"), []
+    for arm, name in itertools.product(arms_of(results.name)[1:], results.names):
+        cells = [str(results.compare(arm, rung, rung, name)) if rung in results.rungs(arm) else "" for rung in rungs]
         if any(cells):
-            lines.append([arm, *cells])
-    return markdown_table(["arm", *(f"budget {rung}" for rung in results.rungs("plain"))], lines)
+            lines.append([arm if name == results.names[0] else "", name, *cells])
+    return markdown_table(["arm", "score", *(f"budget {rung}" for rung in rungs)], lines)
 
 
 def table_of_arms(results, reference):

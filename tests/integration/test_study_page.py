@@ -75,8 +75,8 @@ def test_no_verdict_before_both_have_converged(write, plain_scores):
     found = write(plain_scores, np.full(10, 0.1))
     assert not found[0].has_converged
     assert "| not converged |" in render_study.table_of_claims(found)
-    assert "no answer yet" in render_study.answer(found)
-    assert "| R-Drop | **+0.1** (+0.1 to +0.1) |" in render_study.table_of_budgets(found[0])
+    assert 'have not both converged on "text regression"' in render_study.answer(found).replace("\n", " ")
+    assert "| R-Drop | Pearson | **+0.1** (+0.1 to +0.1) |" in render_study.table_of_budgets(found[0])
 
 
 def test_a_lower_score_is_better_where_the_task_says_so(write, monkeypatch):
@@ -105,9 +105,17 @@ def test_the_first_sentence_is_the_answer(write, gain, sentence):
     assert render_study.answer(write({1: 0.5, 2: 0.5}, np.full(10, gain))).replace("\n", " ").startswith(sentence)
 
 
-def test_the_budgets_at_which_r_drop_is_better_are_named(write):
-    found = write({1: 0.5, 2: 0.5}, np.full(10, 0.1))
-    assert 'it was better at budgets of 1 and 2 on "text regression"' in render_study.answer(found).replace("\n", " ")
+@pytest.mark.parametrize(
+    ("gain", "scores"),
+    [
+        (0.1, "a better Pearson at budgets of 1 and 2 and a better RMSE at budgets of 1 and 2"),
+        (-0.1, "a better Pearson at no budget and a better RMSE at no budget"),
+    ],
+)
+def test_the_budgets_at_which_r_drop_is_better_are_named(write, gain, scores):
+    found = write({1: 0.5, 2: 0.5}, np.full(10, gain))
+    sentence = f'With the same row passes on "text regression", R-Drop had {scores}.'
+    assert sentence in render_study.answer(found).replace("\n", " ")
 
 
 def test_the_page_and_the_picture(write, tmp_path):

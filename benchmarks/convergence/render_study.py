@@ -169,10 +169,15 @@ def verdicts_on(comparisons):
     return listed(parts)
 
 
-def better_at(results, name):
-    """Says at which budgets R-Drop has a better score than plain training with the same row passes."""
-    budgets = [str(rung) for rung in results.common_rungs() if results.compare("R-Drop", rung, rung, name).low > 0]
-    return f"a better {name} at {f'budgets of {listed(budgets)}' if budgets else 'no budget'}"
+def verdicts_at(results, name):
+    """Says at which budgets R-Drop has a better or worse score than plain training with the same row passes."""
+    verdicts = {rung: results.compare("R-Drop", rung, rung, name).verdict for rung in results.common_rungs()}
+    parts = []
+    for verdict in ("better", "worse"):
+        budgets = [str(rung) for rung, found in verdicts.items() if found == verdict]
+        if budgets:
+            parts.append(f"{verdict} at budget{'s' * (len(budgets) > 1)} {listed(budgets)}")
+    return listed(parts) if parts else "not measurably different"
 
 
 def answer(tasks):
@@ -196,8 +201,8 @@ def answer(tasks):
             sentences.append(f"By {name}, it was {verdicts_on(claims('R-Drop', name))}.")
         sentences.extend(f'"{arm}" was {verdicts_on(claims(arm))}.' for arm in CHEAP if claims(arm))
     for results in tasks:
-        scores = listed([better_at(results, name) for name in results.names])
-        sentences.append(f'With the same row passes on "{results.name}", R-Drop had {scores}.')
+        scores = "; ".join(f"the {name} of R-Drop was {verdicts_at(results, name)}" for name in results.names)
+        sentences.append(f'On "{results.name}", compared with plain training with the same row passes, {scores}.')
     if undecided := [f'"{results.name}"' for results in tasks if results not in converged]:
         sentences.append(
             f"Plain training and R-Drop have not both converged on {listed(undecided)}, so this page does not say yet "
@@ -264,27 +269,29 @@ def table_of_trials(results):
 
 
 def draw(tasks, path):
-    columns = min(2, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
-    for axes in panels.flat[len(tasks) :]:
+    """Draws one row of panels per task, for its first two scores."""
+    figure, panels = plt.subplots(len(tasks), 2, figsize=(8, 3 * len(tasks)), squeeze=False, layout="constrained")
+    for axes in panels.flat:
         axes.axis("off")
-    for results, axes in zip(tasks, panels.flat, strict=False):
-        for color, arm in (("C7", "plain"), ("C0", "R-Drop")):
-            rungs = results.rungs(arm)
-            scores = np.array([results.scores(arm, rung, results.names[0]) for rung in rungs])
-            passes = [results.runs(arm, rung)[0]["row_passes"] for rung in rungs]
-            mean, deviation = scores.mean(axis=1), scores.std(axis=1, ddof=1)
-            axes.plot(passes, mean, "o-", color=color, label=arm)
-            axes.fill_between(passes, mean - deviation, mean + deviation, color=color, alpha=0.2)
-        if results.plain_converged_at is not None:
-            axes.axvline(results.runs("plain", results.plain_converged_at)[0]["row_passes"], color="C7", linestyle=":")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_title(results.name, fontsize=10)
-        axes.set_xlabel("row passes")
-        axes.set_ylabel(results.label(results.names[0]))
-        axes.legend(fontsize=8)
+    for results, row in zip(tasks, panels, strict=True):
+        for name, axes in zip(results.names, row, strict=False):
+            axes.axis("on")
+            for color, arm in (("C7", "plain"), ("C0", "R-Drop")):
+                rungs = results.rungs(arm)
+                scores = np.array([results.scores(arm, rung, name) for rung in rungs])
+                passes = [results.runs(arm, rung)[0]["row_passes"] for rung in rungs]
+                mean, deviation = scores.mean(axis=1), scores.std(axis=1, ddof=1)
+                axes.plot(passes, mean, "o-", color=color, label=arm)
+                axes.fill_between(passes, mean - deviation, mean + deviation, color=color, alpha=0.2)
+            if results.plain_converged_at is not None:
+                converged = results.runs("plain", results.plain_converged_at)[0]["row_passes"]
+                axes.axvline(converged, color="C7", linestyle=":")
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.set_title(results.name, fontsize=10)
+            axes.set_xlabel("row passes")
+            axes.set_ylabel(results.label(name))
+            axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -106,16 +106,12 @@ def test_the_first_sentence_is_the_answer(write, gain, sentence):
 
 
 @pytest.mark.parametrize(
-    ("gain", "scores"),
-    [
-        (0.1, "a better Pearson at budgets of 1 and 2 and a better RMSE at budgets of 1 and 2"),
-        (-0.1, "a better Pearson at no budget and a better RMSE at no budget"),
-    ],
+    ("gain", "verdict"),
+    [(0.1, "better at budgets 1 and 2"), (-0.1, "worse at budgets 1 and 2"), (0.0, "not measurably different")],
 )
-def test_the_budgets_at_which_r_drop_is_better_are_named(write, gain, scores):
-    found = write({1: 0.5, 2: 0.5}, np.full(10, gain))
-    sentence = f'With the same row passes on "text regression", R-Drop had {scores}.'
-    assert sentence in render_study.answer(found).replace("\n", " ")
+def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write, gain, verdict):
+    sentence = f"the Pearson of R-Drop was {verdict}; the RMSE of R-Drop was {verdict}."
+    assert sentence in render_study.answer(write({1: 0.5, 2: 0.5}, np.full(10, gain))).replace("\n", " ")
 
 
 def test_the_page_and_the_picture(write, tmp_path):

@@ -22,6 +22,7 @@ from paired_statistics import bootstrap_interval
 from render import markdown_table, wrap
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 CHEAP = ("R-Drop, second half", "R-Drop, a quarter of the rows")
 HEAD = """# Evidence
 
@@ -287,7 +288,7 @@ def draw(tasks, path):
                 converged = results.runs("plain", results.plain_converged_at)[0]["row_passes"]
                 axes.axvline(converged, color="C7", linestyle=":")
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.set_xticks(passes, [f"{count:,}" for count in passes])
             axes.set_title(results.name, fontsize=10)
             axes.set_xlabel("row passes")
             axes.set_ylabel(results.label(name))
@@ -296,7 +297,10 @@ def draw(tasks, path):
     plt.close(figure)
 
 
-def render(tasks, references):
+def render(folder):
+    """Renders the page of the results in a folder."""
+    tasks = load_tasks(folder)
+    references = json.loads((folder / "reference.json").read_text())["scores"]
     parts = [HEAD.format(answer=answer(tasks)), table_of_claims(tasks), COMPARISONS, EQUAL]
     for results in tasks:
         parts.append(f"### {results.name}\n\n{wrap(results.description)}\n\n{table_of_budgets(results)}")
@@ -312,13 +316,11 @@ def render(tasks, references):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs", help="default: %(default)s")
     args = parser.parse_args()
-    tasks = load_tasks(args.results)
-    references = json.loads((args.results / "reference.json").read_text())["scores"]
-    (args.output / "evidence.md").write_text(render(tasks, references), encoding="utf-8")
-    draw(tasks, args.output / "pictures" / "evidence.png")
+    (args.output / "evidence.md").write_text(render(args.results), encoding="utf-8")
+    draw(load_tasks(args.results), args.output / "pictures" / "evidence.png")
 
 
 if __name__ == "__main__":

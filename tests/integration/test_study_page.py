@@ -1,11 +1,11 @@
-"""The page of the study at convergence, rendered from made-up results."""
+"""The page of the study at convergence: rendered from made-up results, and as it is in the docs."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
-from support.scripts import import_from
+from support.scripts import ROOT, import_from
 
 plan, render_study, tasks = (import_from("benchmarks/convergence", name) for name in ("plan", "render_study", "tasks"))
 TASK = "text regression"
@@ -116,7 +116,9 @@ def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write, gain, v
 
 def test_the_page_and_the_picture(write, tmp_path):
     found = write({1: 0.5, 2: 0.5}, np.linspace(0.01, 0.05, 10))
-    page = render_study.render(found, {TASK: [{"Pearson": 0.25, "RMSE": 0.75}, {"Pearson": 0.35, "RMSE": 0.65}]})
+    references = {TASK: [{"Pearson": 0.25, "RMSE": 0.75}, {"Pearson": 0.35, "RMSE": 0.65}]}
+    (tmp_path / "reference.json").write_text(json.dumps({"scores": references}))
+    page = render_study.render(tmp_path)
     assert "| TF-IDF, logistic regression |  | 0.3 ± 0.071 | 0.7 ± 0.071 |  |  |" in page
     assert "| R-Drop | 2 | 0.53 ± " in page
     assert "| R-Drop | 5e-05 | 0.1 | 1 | **1** |" in page
@@ -124,3 +126,7 @@ def test_the_page_and_the_picture(write, tmp_path):
     assert f"This page has 1 of the {len(tasks.TASKS)} planned tasks." in page
     render_study.draw(found, tmp_path / "evidence.png")
     assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
+def test_the_page_in_the_docs_is_rendered_from_the_results():
+    assert (ROOT / "docs" / "evidence.md").read_text() == render_study.render(render_study.RESULTS)

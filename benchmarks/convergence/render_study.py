@@ -53,7 +53,7 @@ METHOD = """\
 Every arm trains at every budget, with its learning rate schedule stretched to it. The test score is that of the
 checkpoint with the best validation score. Plain training and R-Drop were tuned with the same number of trials, on
 validation data and with seeds of their own. The [protocol](protocol.md) was written before the first test score was
-read. It defines the arms, the tasks and the verdicts.
+read, and lists its later changes. It defines the arms, the tasks and the verdicts.
 
 `make evidence` runs what is missing in `benchmarks/convergence/results/`, which has all settings and scores, and
 renders this page.

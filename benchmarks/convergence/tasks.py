@@ -238,8 +238,8 @@ def _translate_pixels() -> Callable[[Any], Any]:
 
 
 TASKS = {
-    "text, 400 labels": _text("classification", 400, 4),
-    "text, 1,600 labels": _text("classification", 1600, 1),
+    "text, 400 labels": _text("classification", 400, 4, rungs=(1, 2, 4, 8, 16)),
+    "text, 1,600 labels": _text("classification", 1600, 1, rungs=(1, 2, 4, 8, 16)),
     "text, all labels": _text("classification", None, 1, seeds=5),
     "text regression": _text("regression", 1600, 1),
     "translation": Task(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from plan import TUNING_SEEDS, Cell, arms_of, converged_at, last_rung, load_results, trials, tuned
+from plan import DECIDING, TUNING_SEEDS, Cell, arms_of, converged_at, load_results, trials, tuned
 from tasks import TASKS
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -78,12 +78,12 @@ class Results:
 
     def __init__(self, done, task):
         self.done, self.name, self.task = done, task, TASKS[task]
-        self.has_converged = last_rung(done, task) is not None
-        self.plain_converged_at = converged_at(done, task, "plain")
+        self.converged_at = {arm: converged_at(done, task, arm) for arm in DECIDING}
+        self.has_converged = None not in self.converged_at.values()
 
     @property
     def description(self):
-        steps = {arm: self.runs(arm, self.task.rungs[0])[0]["steps"] for arm in ("plain", "R-Drop")}
+        steps = {arm: self.runs(arm, self.task.rungs[0])[0]["steps"] for arm in DECIDING}
         epochs = f"{self.task.unit} epoch{'s' * (self.task.unit != 1)}"
         return (
             f"{self.task.description} A budget of 1 is {epochs} of plain training, with {steps['plain']} updates, or "
@@ -204,11 +204,11 @@ def answer(tasks):
     for results in tasks:
         scores = "; ".join(f"the {name} of R-Drop was {verdicts_at(results, name)}" for name in results.names)
         sentences.append(f'On "{results.name}", compared with plain training with the same row passes, {scores}.')
-    if undecided := [f'"{results.name}"' for results in tasks if results not in converged]:
-        sentences.append(
-            f"Plain training and R-Drop have not both converged on {listed(undecided)}, so this page does not say yet "
-            "which gives the better model there."
-        )
+    for arm, subject in zip(DECIDING, ("Plain training", "R-Drop"), strict=True):
+        if names := [f'"{results.name}"' for results in tasks if results.converged_at[arm] is None]:
+            sentences.append(
+                f"{subject} has not converged on {listed(names)}, so its best model there is not known yet."
+            )
     sentences.append("[Four questions](should_i_use_it.md) help you decide.")
     return wrap(" ".join(sentences))
 
@@ -220,7 +220,7 @@ def mean_and_deviation(values):
 def table_of_claims(tasks):
     lines = []
     for results in tasks:
-        best = {arm: results.best_rung(arm) for arm in ("plain", "R-Drop")}
+        best = {arm: results.best_rung(arm) for arm in DECIDING}
         for name in results.names:
             cells = [f"{mean_and_deviation(results.scores(arm, rung, name))} ({rung})" for arm, rung in best.items()]
             found = str(results.compare_best("R-Drop", name)) if results.has_converged else "not converged"
@@ -258,7 +258,7 @@ def table_of_arms(results, reference):
 def table_of_trials(results):
     lines = []
     plain = tuned(results.done, results.name, "plain")
-    for arm in ("plain", "R-Drop"):
+    for arm in DECIDING:
         chosen = tuned(results.done, results.name, arm)
         cells = trials(results.name, arm, plain.learning_rate)
         for setting in dict.fromkeys(cell.setting for cell in cells):
@@ -284,8 +284,8 @@ def draw(tasks, path):
                 mean, deviation = scores.mean(axis=1), scores.std(axis=1, ddof=1)
                 axes.plot(passes, mean, "o-", color=color, label=arm)
                 axes.fill_between(passes, mean - deviation, mean + deviation, color=color, alpha=0.2)
-            if results.plain_converged_at is not None:
-                converged = results.runs("plain", results.plain_converged_at)[0]["row_passes"]
+            if results.converged_at["plain"] is not None:
+                converged = results.runs("plain", results.converged_at["plain"])[0]["row_passes"]
                 axes.axvline(converged, color="C7", linestyle=":")
             axes.set_xscale("log", base=2)
             axes.set_xticks(passes, [f"{count:,}" for count in passes])

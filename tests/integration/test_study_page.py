@@ -75,7 +75,9 @@ def test_no_verdict_before_both_have_converged(write, plain_scores):
     found = write(plain_scores, np.full(10, 0.1))
     assert not found[0].has_converged
     assert "| not converged |" in render_study.table_of_claims(found)
-    assert 'have not both converged on "text regression"' in render_study.answer(found).replace("\n", " ")
+    answer = render_study.answer(found).replace("\n", " ")
+    assert 'Plain training has not converged on "text regression", so its best model there is not known yet.' in answer
+    assert 'R-Drop has not converged on "text regression"' in answer
     assert "| R-Drop | Pearson | **+0.1** (+0.1 to +0.1) |" in render_study.table_of_budgets(found[0])
 
 
@@ -130,3 +132,18 @@ def test_the_page_and_the_picture(write, tmp_path):
 
 def test_the_page_in_the_docs_is_rendered_from_the_results():
     assert (ROOT / "docs" / "evidence.md").read_text() == render_study.render(render_study.RESULTS)
+
+
+def test_the_readme_gives_the_verdicts_of_the_results():
+    (results,) = render_study.load_tasks(render_study.RESULTS)
+    assert results.name == "text, 1,600 labels"
+    assert results.task.seeds == 10
+    verdicts = {
+        name: [results.compare("R-Drop", budget, budget, name).verdict for budget in (1, 2, 4, 8)]
+        for name in ("accuracy", "NLL")
+    }
+    assert verdicts["accuracy"] == ["worse", "worse", "worse", "no difference seen"]
+    assert verdicts["NLL"] == ["worse", "worse", "better", "better"]
+    plain, with_r_drop = (results.scores(arm, 8, "NLL").mean() for arm in ("plain", "R-Drop"))
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"a better NLL, {with_r_drop:.3f} against {plain:.3f}, and about the same accuracy" in readme

@@ -271,7 +271,7 @@ def table_of_trials(results):
 
 def draw(tasks, path):
     """Draws one row of panels per task, for its first two scores."""
-    figure, panels = plt.subplots(len(tasks), 2, figsize=(8, 3 * len(tasks)), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(len(tasks), 2, figsize=(6.4, 2.9 * len(tasks)), squeeze=False, layout="constrained")
     for axes in panels.flat:
         axes.axis("off")
     for results, row in zip(tasks, panels, strict=True):

@@ -69,8 +69,9 @@ sweep: $(VENV)/.test
 gpu-bundle: $(VENV)/.test
 	$(BIN)/python benchmarks/gpu_bundle.py build/gpu-bundle.tar.gz
 
-# Does R-Drop help? Runs what has no result yet, for so many minutes, and renders the results of all. With these settings,
-# glibc reuses the memory of large temporaries, such as those of the optimizer, which saves 14 % of the time of a cell.
+# Does R-Drop help? Runs what has no result yet, for so many minutes, and renders the results of all. The study does not
+# mix backends, and its results are from PyTorch. With these settings, glibc reuses the memory of large temporaries, such
+# as those of the optimizer, which saves 14 % of the time of a cell.
 evidence: export MALLOC_MMAP_THRESHOLD_ := 4294967296
 evidence: export MALLOC_TRIM_THRESHOLD_ := 17179869184
 evidence: export MALLOC_TOP_PAD_ := 268435456

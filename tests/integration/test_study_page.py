@@ -135,9 +135,9 @@ def test_the_page_in_the_docs_is_rendered_from_the_results():
 
 
 def test_the_readme_gives_the_verdicts_of_the_results():
-    (results,) = render_study.load_tasks(render_study.RESULTS)
-    assert results.name == "text, 1,600 labels"
+    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}["text, 1,600 labels"]
     assert results.task.seeds == 10
+    assert results.task.unit == 1  # a budget is a number of epochs of plain training
     verdicts = {
         name: [results.compare("R-Drop", budget, budget, name).verdict for budget in (1, 2, 4, 8)]
         for name in ("accuracy", "NLL")
@@ -146,4 +146,5 @@ def test_the_readme_gives_the_verdicts_of_the_results():
     assert verdicts["NLL"] == ["worse", "worse", "better", "better"]
     plain, with_r_drop = (results.scores(arm, 8, "NLL").mean() for arm in ("plain", "R-Drop"))
     readme = " ".join((ROOT / "README.md").read_text().split())
+    assert results.scores("plain", 2, "NLL").mean() < with_r_drop
     assert f"a better NLL, {with_r_drop:.3f} against {plain:.3f}, and about the same accuracy" in readme

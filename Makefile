@@ -86,7 +86,7 @@ pages: $(VENV)/.test
 	$(BIN)/python benchmarks/examples.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/convergence/render_study.py
-	$(BIN)/python benchmarks/quality/short_runs.py
+	$(BIN)/python benchmarks/short_runs/render_short_runs.py
 
 # The notebooks from their scripts, with outputs. They run on JAX unless KERAS_BACKEND is set.
 notebooks: $(VENV)/.test

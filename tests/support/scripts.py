@@ -22,7 +22,7 @@ def import_from(folder, name):
     Example:
 
     ```python
-    study = import_from("benchmarks/quality", "study")
+    study = import_from("benchmarks/short_runs", "study")
     ```
     """
     path = str(ROOT / folder)

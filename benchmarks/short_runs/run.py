@@ -1,6 +1,6 @@
 """Does R-Drop help at equal compute, and by how much? Run the cells of `study.py` that have no result yet.
 
-    KERAS_BACKEND=torch python benchmarks/quality/run.py --minutes 60
+    KERAS_BACKEND=torch python benchmarks/short_runs/run.py --minutes 60
 
 Each cell runs in its own process and appends one line to the results file when it is done. A cell that was killed runs
 again. Several machines, or several processes with different `--task`, can each write their own file into the results

@@ -11,7 +11,9 @@ from scipy import stats
 from support.scripts import ROOT, import_from
 
 paired_statistics = import_from("benchmarks", "paired_statistics")
-short_runs, run, study = (import_from("benchmarks/quality", name) for name in ("short_runs", "run", "study"))
+render_short_runs, run, study = (
+    import_from("benchmarks/short_runs", name) for name in ("render_short_runs", "run", "study")
+)
 
 SETTING = study.SETTINGS[1]
 
@@ -56,13 +58,13 @@ def write(path, differences, arm="R-Drop", baseline="plain, equal row passes", t
 )
 def test_verdicts(differences, expected, tmp_path):
     write(tmp_path / "a.jsonl", differences)
-    rows = short_runs.effects(short_runs.load(tmp_path), "R-Drop", "plain, equal row passes")
-    assert [row["score"] for row in rows] == ["accuracy", "NLL", "ECE", short_runs.STOPPED]
+    rows = render_short_runs.effects(render_short_runs.load(tmp_path), "R-Drop", "plain, equal row passes")
+    assert [row["score"] for row in rows] == ["accuracy", "NLL", "ECE", render_short_runs.STOPPED]
     assert rows[0]["verdict"] == expected
     assert rows[0]["effect"] == pytest.approx(np.mean(differences))
     assert rows[1]["effect"] == pytest.approx(-np.mean(differences))  # lower is better
     assert rows[0]["p"] == pytest.approx(min(1.0, 4 * stats.wilcoxon(differences).pvalue))
-    short_runs.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
+    render_short_runs.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
     page = (tmp_path / "short_runs.md").read_text()
     assert f"| {expected} |" in page
     assert f"| text, 400 labels | accuracy | {expected} |" in page
@@ -72,7 +74,7 @@ def test_verdicts(differences, expected, tmp_path):
 
 def test_arms_with_fewer_than_five_seeds_are_left_out(tmp_path):
     write(tmp_path / "a.jsonl", [0.1] * 4)
-    short_runs.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
+    render_short_runs.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")
     assert "helps" not in (tmp_path / "short_runs.md").read_text()
 
 
@@ -83,7 +85,7 @@ def test_a_variation_is_compared_with_r_drop(tmp_path):
         lines.append(line(task, "R-Drop", SETTING, seed, 0.5))
         lines.append(line(task, "doubled rows", SETTING, seed, 0.5 + 0.1 * (1 + seed), loss=0.5))
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    table = short_runs.table_of_variations(short_runs.load(tmp_path))
+    table = render_short_runs.table_of_variations(render_short_runs.load(tmp_path))
     assert "| text, 400 labels | doubled rows | accuracy | 3 | +0.2 | +0.1 to +0.3 |" in table
     assert "| text, 400 labels | doubled rows | lowest validation loss | 3 | +0 | +0 to +0 |" in table
     assert len(table.splitlines()) == 4
@@ -94,19 +96,19 @@ def test_the_validation_loss_with_smoothed_labels_is_not_compared(tmp_path):
     write(tmp_path / "a.jsonl", [0.1, 0.2])
     with (tmp_path / "a.jsonl").open("a") as file:
         file.writelines(line(task, smoothed, SETTING, seed, 0.4, loss=0.1) + "\n" for seed in range(2))
-    loaded = short_runs.load(tmp_path)
-    table = short_runs.table_of_variations(loaded)
+    loaded = render_short_runs.load(tmp_path)
+    table = render_short_runs.table_of_variations(loaded)
     assert f"| {task} | {smoothed} | accuracy | 2 |" in table
-    assert short_runs.STOPPED not in table
-    assert smoothed not in short_runs.table_of_costs(loaded)
+    assert render_short_runs.STOPPED not in table
+    assert smoothed not in render_short_runs.table_of_costs(loaded)
 
 
 def test_runs_with_different_settings_or_backends_are_not_paired(tmp_path):
     write(tmp_path / "a.jsonl", [0.1, 0.1])
     lines = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "a.jsonl").write_text(lines.replace("--epochs 5", "--epochs 6"))  # R-Drop only
-    assert set(short_runs.load(tmp_path)["text, 400 labels"]) == {"plain, equal row passes"}
-    short_runs.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")  # works without any pair
+    assert set(render_short_runs.load(tmp_path)["text, 400 labels"]) == {"plain, equal row passes"}
+    render_short_runs.render(tmp_path, tmp_path, tmp_path / "settings.jsonl")  # works without any pair
     assert "## R-Drop against" not in (tmp_path / "short_runs.md").read_text()
     baseline_command = study.Cell("text, 400 labels", "plain, equal row passes", SETTING, 0).command
     moved = [
@@ -114,8 +116,8 @@ def test_runs_with_different_settings_or_backends_are_not_paired(tmp_path):
         for text in lines.splitlines()
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(moved))
-    arms = short_runs.load(tmp_path)["text, 400 labels"]
-    assert len(short_runs.effect("text, 400 labels", arms, "R-Drop", "plain, equal row passes", "NLL")) == 1
+    arms = render_short_runs.load(tmp_path)["text, 400 labels"]
+    assert len(render_short_runs.effect("text, 400 labels", arms, "R-Drop", "plain, equal row passes", "NLL")) == 1
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_the_alpha_with_the_lowest_validation_loss_is_recommended_if_it_helps(eq
         for arm, loss in (("R-Drop", 0.4), ("R-Drop, a third of alpha", 0.5), ("R-Drop, three times alpha", 0.3)):
             lines.append(line(task, arm, SETTING, seed, 0.5, loss))
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    table = short_runs.table_of_alphas(short_runs.load(tmp_path))
+    table = render_short_runs.table_of_alphas(render_short_runs.load(tmp_path))
     assert f"| text, 400 labels | 0.333 (0.5), 1 (0.4), 3 (0.3) | 3 | accuracy | {recommended} |" in table
 
 
@@ -247,7 +249,9 @@ def test_a_task_has_its_score(name, monkeypatch):
 
 
 def test_the_readme_gives_the_verdicts_of_the_results():
-    rows = short_runs.effects(short_runs.load(ROOT / "benchmarks/quality/results"), "R-Drop", "plain, equal row passes")
-    assert short_runs.count_verdicts(rows) == (3, 5, 13)
+    rows = render_short_runs.effects(
+        render_short_runs.load(ROOT / "benchmarks/short_runs/results"), "R-Drop", "plain, equal row passes"
+    )
+    assert render_short_runs.count_verdicts(rows) == (3, 5, 13)
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert "it was better on three of thirteen small tasks and worse on five" in readme

@@ -1,6 +1,6 @@
 """Render the results of `run.py` as `docs/short_runs.md` and its pictures. Nothing there is typed by hand.
 
-    python benchmarks/quality/short_runs.py
+    python benchmarks/short_runs/render_short_runs.py
 
 Runs are paired: differences are taken between runs with the same seed on the same backend.
 """
@@ -61,7 +61,7 @@ row passes.
 
 "Twice as long" and "four times as long" repeat the comparison at equal row passes with twice the compute.
 
-`benchmarks/quality/results/` has all settings, scores and learning curves.
+`benchmarks/short_runs/results/` has all settings, scores and learning curves.
 """
 
 PICTURE = """\

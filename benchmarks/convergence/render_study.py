@@ -24,6 +24,7 @@ from render import markdown_table, wrap
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 CHEAP = ("R-Drop, second half", "R-Drop, a quarter of the rows")
+VERDICTS = ("better", "worse", "no difference seen")
 HEAD = """# Evidence
 
 {answer}
@@ -43,10 +44,11 @@ Differences are paired by seed, and positive where the arm is better than plain 
 intervals. A difference is bold if its interval excludes 0.
 """
 EQUAL = """\
-## Does it at equal compute?
+## Is it better with the same compute?
 
-Each arm against plain training with the same row passes. A column is a budget.
+R-Drop against plain training with the same row passes, by the budgets at which it was better or worse.
 """
+BUDGETS = "Each arm against plain training with the same row passes. A column is a budget.\n"
 METHOD = """\
 ## Method
 
@@ -162,48 +164,48 @@ def listed(names):
 def verdicts_on(comparisons):
     """Says on which tasks the comparisons are better, worse, or neither. Takes a dict of task to comparison."""
     parts = []
-    for verdict in ("better", "worse", "no difference seen"):
+    for verdict in VERDICTS:
         names = [f'"{task}"' for task, comparison in comparisons.items() if comparison.verdict == verdict]
         if names:
             what = "not measurably different" if verdict == "no difference seen" else verdict
-            parts.append(f"{what} on {listed(names)}")
+            on_all = len(names) == len(comparisons) > 1
+            parts.append(f"{what} on {f'all {len(names)} tasks' if on_all else listed(names)}")
     return listed(parts)
 
 
-def verdicts_at(results, name):
-    """Says at which budgets R-Drop has a better or worse score than plain training with the same row passes."""
-    verdicts = {rung: results.compare("R-Drop", rung, rung, name).verdict for rung in results.common_rungs()}
-    parts = []
-    for verdict in ("better", "worse"):
-        budgets = [str(rung) for rung, found in verdicts.items() if found == verdict]
-        if budgets:
-            parts.append(f"{verdict} at budget{'s' * (len(budgets) > 1)} {listed(budgets)}")
-    return listed(parts) if parts else "not measurably different"
-
-
 def answer(tasks):
-    """Says where R-Drop gives a better model, at which budgets it does, and what the cheap arms give."""
+    """Says where R-Drop gives a better model, with how much compute it does, and what the cheap arms give."""
     converged = [results for results in tasks if results.has_converged]
 
-    def claims(arm, name=None):
+    def best(arm, name=None):
         return {
             results.name: results.compare_best(arm, name)
             for results in converged
             if results.rungs(arm) and (name is None or name in results.names)
         }
 
+    def at(which, name=None):
+        rungs = {results: results.common_rungs()[which] for results in tasks if name is None or name in results.names}
+        return {results.name: results.compare("R-Drop", rung, rung, name) for results, rung in rungs.items()}
+
+    def other_names(tasks):
+        return dict.fromkeys(name for results in tasks for name in results.names[1:])
+
     sentences = []
     if converged:
-        found = claims("R-Drop")
+        found = best("R-Drop")
         if "better" not in {comparison.verdict for comparison in found.values()}:
             sentences.append("R-Drop gave no better model at convergence.")
         sentences.append(f"At convergence, R-Drop was {verdicts_on(found)}, compared with plain training.")
-        for name in dict.fromkeys(name for results in converged for name in results.names[1:]):
-            sentences.append(f"By {name}, it was {verdicts_on(claims('R-Drop', name))}.")
-        sentences.extend(f'"{arm}" was {verdicts_on(claims(arm))}.' for arm in CHEAP if claims(arm))
-    for results in tasks:
-        scores = "; ".join(f"the {name} of R-Drop was {verdicts_at(results, name)}" for name in results.names)
-        sentences.append(f'On "{results.name}", compared with plain training with the same row passes, {scores}.')
+        sentences += [f"By {name}, it was {verdicts_on(best('R-Drop', name))}." for name in other_names(converged)]
+        sentences += [f'"{arm}" was {verdicts_on(best(arm))}.' for arm in CHEAP if best(arm)]
+    smallest, largest = (verdicts_on(at(which)) for which in (0, -1))
+    sentences.append(
+        f"With the same row passes, R-Drop was {smallest} at the smallest budget, and {largest} at the largest."
+    )
+    sentences += [
+        f"By {name}, it was {verdicts_on(at(-1, name))} at the largest budget." for name in other_names(tasks)
+    ]
     for arm, subject in zip(DECIDING, ("Plain training", "R-Drop"), strict=True):
         if names := [f'"{results.name}"' for results in tasks if results.converged_at[arm] is None]:
             sentences.append(
@@ -226,6 +228,17 @@ def table_of_claims(tasks):
             found = str(results.compare_best("R-Drop", name)) if results.has_converged else "not converged"
             lines.append([results.name if name == results.names[0] else "", results.label(name), *cells, found])
     return markdown_table(["task", "score", "plain (budget)", "R-Drop (budget)", "difference"], lines)
+
+
+def table_of_verdicts(tasks):
+    """The budgets at which R-Drop is better than plain training with the same row passes, or worse, or neither."""
+    lines = []
+    for results in tasks:
+        for name in results.names:
+            found = {rung: results.compare("R-Drop", rung, rung, name).verdict for rung in results.common_rungs()}
+            cells = [", ".join(str(rung) for rung in found if found[rung] == verdict) for verdict in VERDICTS]
+            lines.append([results.name if name == results.names[0] else "", name, *cells])
+    return markdown_table(["task", "score", *VERDICTS], lines)
 
 
 def table_of_budgets(results):
@@ -301,7 +314,14 @@ def render(folder):
     """Renders the page of the results in a folder."""
     tasks = load_tasks(folder)
     references = json.loads((folder / "reference.json").read_text())["scores"]
-    parts = [HEAD.format(answer=answer(tasks)), table_of_claims(tasks), COMPARISONS, EQUAL]
+    parts = [
+        HEAD.format(answer=answer(tasks)),
+        table_of_claims(tasks),
+        COMPARISONS,
+        EQUAL,
+        table_of_verdicts(tasks),
+        BUDGETS,
+    ]
     for results in tasks:
         parts.append(f"### {results.name}\n\n{wrap(results.description)}\n\n{table_of_budgets(results)}")
     parts.append(METHOD.format(finished=len(tasks), planned=len(TASKS)))

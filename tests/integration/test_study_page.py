@@ -107,13 +107,28 @@ def test_the_first_sentence_is_the_answer(write, gain, sentence):
     assert render_study.answer(write({1: 0.5, 2: 0.5}, np.full(10, gain))).replace("\n", " ").startswith(sentence)
 
 
+def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write):
+    better, worse, equal = (write({1: 0.5, 2: 0.5}, np.full(10, gain)) for gain in (0.1, -0.1, 0.0))
+    assert "| text regression | Pearson | 1, 2 |  |  |" in render_study.table_of_verdicts(better)
+    assert "|  | RMSE |  | 1, 2 |  |" in render_study.table_of_verdicts(worse)
+    assert "|  | RMSE |  |  | 1, 2 |" in render_study.table_of_verdicts(equal)
+    assert (
+        'With the same row passes, R-Drop was better on "text regression" at the smallest budget, and better on "text '
+        'regression" at the largest. By RMSE, it was better on "text regression" at the largest budget.'
+    ) in render_study.answer(better).replace("\n", " ")
+
+
 @pytest.mark.parametrize(
-    ("gain", "verdict"),
-    [(0.1, "better at budgets 1 and 2"), (-0.1, "worse at budgets 1 and 2"), (0.0, "not measurably different")],
+    ("means", "text"),
+    [
+        ([1], 'better on "a"'),
+        ([1, 1], "better on all 2 tasks"),
+        ([1, -1, 0], 'better on "a", worse on "b" and not measurably different on "c"'),
+    ],
 )
-def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write, gain, verdict):
-    sentence = f"the Pearson of R-Drop was {verdict}; the RMSE of R-Drop was {verdict}."
-    assert sentence in render_study.answer(write({1: 0.5, 2: 0.5}, np.full(10, gain))).replace("\n", " ")
+def test_tasks_with_the_same_verdict_are_named_together(means, text):
+    comparisons = {name: render_study.Comparison(mean, mean, mean) for name, mean in zip("abc", means, strict=False)}
+    assert render_study.verdicts_on(comparisons) == text
 
 
 def test_the_page_and_the_picture(write, tmp_path):

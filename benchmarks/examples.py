@@ -23,7 +23,7 @@ PAGE = HERE.parent / "docs" / "examples.md"
 SCORES = {
     "translation": "BLEU",
     "summarization": "ROUGE-L",
-    "language_modeling": "perplexity a token",
+    "language_modeling": "perplexity per token",
     "text_classification": "accuracy",
     "image_classification": "accuracy",
 }

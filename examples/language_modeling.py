@@ -115,7 +115,7 @@ def compute_perplexities(language_model, inputs, targets, words, batch_size):
     network = keras.Model(language_model.input, language_model.output)
     network.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     nats = network.evaluate(inputs, targets, batch_size=batch_size, verbose=0)  # the mean over all tokens
-    return {"perplexity": math.exp(nats * targets.size / words), "perplexity a token": math.exp(nats)}
+    return {"perplexity": math.exp(nats * targets.size / words), "perplexity per token": math.exp(nats)}
 
 
 def main(argv=None):

@@ -53,12 +53,12 @@ TASKS = {
         *(40, 0.6, 1e-3, 0.1, CLASSIFICATION),
     ),
     "language model": Task(
-        "language_modeling", "--rows 20 --batch-size 4", 25, 1.0, 1e-3, 0.2, {"perplexity a token": True}
+        "language_modeling", "--rows 20 --batch-size 4", 25, 1.0, 1e-3, 0.2, {"perplexity per token": True}
     ),
     "language model, docstrings": Task(
         "language_modeling",
         "--small-data docstrings --rows 150 --batch-size 4 --validation-rows 50 --test-rows 80",
-        *(20, 1.0, 1e-3, 0.2, {"perplexity a token": True}),
+        *(20, 1.0, 1e-3, 0.2, {"perplexity per token": True}),
     ),
     "text, 100 labels": _text("--rows 100 --batch-size 16", 10),
     "text, 100 labels, editorials": _text("--small-data editorials --rows 100 --batch-size 16", 10),

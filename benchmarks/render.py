@@ -192,7 +192,7 @@ def goal_of(section, arm, settings):
 
 
 def cell(section, row, column, settings):
-    if row is None or column not in row:
+    if row is None:
         return ""
     value = row[column]
     text = f"{value:z.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
@@ -212,18 +212,13 @@ def table(section, records, settings):
     backends = [backend for backend in BACKENDS if backend in records]
     rows = {backend: {row["arm"]: row for row in records[backend]["rows"]} for backend in backends}
     arms = list(dict.fromkeys(arm for backend in backends for arm in rows[backend]))
-    several = len(section.columns) > 1
-    # Older records may have another name for the last column.
-    columns = {backend: section.columns or (list(records[backend]["rows"][0])[-1],) for backend in backends}
-    pairs = [(backend, column) for backend in backends for column in columns[backend]]
-    header = [
-        "arm",
-        *(f"{BACKENDS[backend]}, {column}" if several else BACKENDS[backend] for backend, column in pairs),
-    ]
+    columns = section.columns or (list(records[backends[0]]["rows"][0])[-1],)
+    pairs = [(backend, column) for backend in backends for column in columns]
+    titles = [f"{BACKENDS[backend]}, {column}" if len(columns) > 1 else BACKENDS[backend] for backend, column in pairs]
     lines = [
         [arm, *(cell(section, rows[backend].get(arm), column, settings) for backend, column in pairs)] for arm in arms
     ]
-    return markdown_table(header, lines)
+    return markdown_table(["arm", *titles], lines)
 
 
 def goals_line(section, settings):

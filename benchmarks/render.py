@@ -245,39 +245,27 @@ def render_section(section, folder):
     return "\n".join(parts)
 
 
+def rows_of(path):
+    """Yield the processor, the settings and each row of the latest records."""
+    for hardware, by_settings in latest(path).items():
+        for settings, by_backend in by_settings.items():
+            for record in by_backend.values():
+                for row in record["rows"]:
+                    yield hardware, settings, row
+
+
 def answer(folder):
     """The range of a step's time over the networks, backends and processors."""
-    records = [
-        (hardware, settings, record)
-        for hardware, by_settings in latest(folder / "step.jsonl").items()
-        for settings, by_backend in by_settings.items()
-        for record in by_backend.values()
-        if "conv" not in settings
-    ]
-
-    def times(on_gpu):
-        return [
-            row["time / plain, widened"]
-            for hardware, _, record in records
-            for row in record["rows"]
-            if ("NVIDIA" in hardware) == on_gpu and row["arm"] == "R-Drop"
-        ]
-
-    def spread(times):
-        return f"{min(times):.2f} to {max(times):.2f}"
-
-    small = [
-        row["R-Drop / plain"]
-        for by_settings in latest(folder / "small.jsonl").values()
-        for by_backend in by_settings.values()
-        for record in by_backend.values()
-        for row in record["rows"]
-    ]
+    on_cpus, on_gpus = [], []
+    for hardware, settings, row in rows_of(folder / "step.jsonl"):
+        if row["arm"] == "R-Drop" and "conv" not in settings:
+            (on_gpus if "NVIDIA" in hardware else on_cpus).append(row["time / plain, widened"])
+    small = [row["R-Drop / plain"] for _, _, row in rows_of(folder / "small.jsonl")]
+    cpus, gpus, small = (f"{min(times):.2f} to {max(times):.2f}" for times in (on_cpus, on_gpus, small))
     return wrap(
-        f"A training step of R-Drop takes {spread(times(False))} times as long as plain training on the same doubled "
-        f"batch on CPUs, and {spread(times(True))} times as long on an H100 GPU, depending on network and backend. "
-        f"With a few thousand parameters, where the fixed cost of a step counts, it takes {spread(small)} times as "
-        "long."
+        f"A training step of R-Drop takes {cpus} times as long as plain training on the same doubled batch on CPUs, "
+        f"and {gpus} times as long on a GPU, depending on network and backend. With a few thousand parameters, where "
+        f"the fixed cost of a step counts, it takes {small} times as long."
     )
 
 

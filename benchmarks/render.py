@@ -24,6 +24,8 @@ class Section:
         goals: The largest value wanted, by arm and, where it differs, by a part of the command.
         at_least: Whether the goals are the smallest values wanted.
         columns: The columns of the results to show. By default, the last one, with a column for each backend.
+        better: "higher" or "lower" if the results have the interval of a difference in the columns low and high. Then
+            the arms whose interval excludes 0 are named.
     """
 
     title: str
@@ -32,6 +34,7 @@ class Section:
     goals: dict[str, float | dict[str, float]] = dataclasses.field(default_factory=dict)
     at_least: bool = False
     columns: tuple[str, ...] = ()
+    better: str = ""
 
 
 SECTIONS = [
@@ -156,15 +159,17 @@ SECTIONS = [
         "Does it help CTC?",
         "ctc",
         "The fraction of rows of handwritten digits that are read without a mistake, and the 95 % interval of the "
-        "difference from alpha 0. It does not help here.",
+        "difference from alpha 0.",
         columns=("read right", "low", "high"),
+        better="higher",
     ),
     Section(
         "Does it help fine-tuning with LoRA?",
         "lora",
         "NLL of the first lines of docstrings, by a language model that LoRA moves from the standard library to Keras, "
-        "and the 95 % interval of the difference from plain fine-tuning. It does not help here.",
+        "and the 95 % interval of the difference from plain fine-tuning.",
         columns=("NLL", "low", "high"),
+        better="lower",
     ),
 ]
 
@@ -231,6 +236,16 @@ def goals_line(section, settings):
     return f"Goal: {bound} {values}. "
 
 
+def verdicts_line(section, records):
+    if not section.better:
+        return ""
+    rows = [row for record in records.values() for row in record["rows"]]
+    higher = [row["arm"] for row in rows if row["low"] > 0]
+    lower = [row["arm"] for row in rows if row["high"] < 0]
+    better, worse = (higher, lower) if section.better == "higher" else (lower, higher)
+    return f"Better: {'; '.join(better) or 'no arm'}. Worse: {'; '.join(worse) or 'no arm'}. "
+
+
 def render_section(section, folder):
     parts = [f"## {section.title}\n\n{wrap(section.text)}\n"]
     for hardware, by_settings in latest(folder / f"{section.script}.jsonl").items():
@@ -238,7 +253,8 @@ def render_section(section, folder):
             dates = sorted({record["date"] for record in records.values()})
             command = f"`python benchmarks/{section.script}.py{settings and ' ' + settings}`"
             parts.append(f"**{hardware}**, {command}\n\n{table(section, records, settings)}")
-            parts.append(wrap(f"{goals_line(section, settings)}Measured on {' and '.join(dates)}.") + "\n")
+            summary = verdicts_line(section, records) or goals_line(section, settings)
+            parts.append(wrap(f"{summary}Measured on {' and '.join(dates)}.") + "\n")
     picture = f"pictures/{section.script}.png"
     if (PAGE.parent / picture).exists():
         parts.append(f"![{section.title}]({picture})\n")

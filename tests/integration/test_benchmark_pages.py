@@ -85,3 +85,20 @@ def test_a_goal_may_depend_on_the_command():
     section = render.Section("", "step", "", {"R-Drop": {"vit": 1.05}})
     assert render.goal_of(section, "R-Drop", "--network vit-b16") == 1.05
     assert render.goal_of(section, "R-Drop", "--network conv") is None
+
+
+@pytest.mark.parametrize(
+    ("better", "sentence"),
+    [("higher", "Better: alpha 1. Worse: alpha 2; alpha 3."), ("lower", "Better: alpha 2; alpha 3. Worse: alpha 1.")],
+)
+def test_arms_whose_interval_excludes_0_are_better_or_worse(better, sentence, tmp_path):
+    intervals = [("alpha 0", 0.0, 0.0), ("alpha 1", 0.1, 0.3), ("alpha 2", -0.3, -0.1), ("alpha 3", -3.0, -1.0)]
+    intervals.append(("alpha 4", -0.1, 0.1))
+    results = record("jax", 1.0)
+    results["rows"] = [{"arm": arm, "low": low, "high": high, "NLL": 1.0} for arm, low, high in intervals]
+    write(tmp_path, results)
+    section = render.Section("Does it help?", "loss", "NLL.", columns=("NLL", "low", "high"), better=better)
+    assert f"{sentence} Measured on 2026-01-01." in render.render_section(section, tmp_path)
+    results["rows"] = results["rows"][:1]
+    write(tmp_path, results)
+    assert "Better: no arm. Worse: no arm." in render.render_section(section, tmp_path)

@@ -5,8 +5,7 @@
 A small ViT trains under `keras.distribution.DataParallel`, `tf.distribute.MirroredStrategy` or `TorchDataParallel` on
 1, 2, 4 and 8 CPU devices or processes. These share the cores of the machine, so times of different numbers of devices
 cannot be compared. The baseline is plain training of the same base on the widened batch, on the same devices. The
-result is the median of several processes, in which the two models take turns in being built first. The target is at
-least 0.97 times the speed of the baseline.
+result is the median of several processes, in which the two models take turns in being built first.
 """
 
 import contextlib

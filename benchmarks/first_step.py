@@ -3,8 +3,7 @@
     KERAS_BACKEND=tensorflow python benchmarks/first_step.py
 
 Each first step runs in its own process, on the networks of step.py. Imports and building the base do not count. The
-baseline is the first step of plain training on the widened batch, which holds every row twice; the target is at most
-1.3 times its time.
+baseline is the first step of plain training on the widened batch, which holds every row twice.
 """
 
 import statistics

@@ -3,7 +3,7 @@
     KERAS_BACKEND=torch python benchmarks/frontier.py
 
 The network is a vision transformer of 8 blocks. `row passes` is what arithmetic predicts: the passes of a row through
-the blocks, per step. The target is at most 1.05 times that. The arms:
+the blocks, per step. The arms:
 
 - R-Drop, with all rows or with a `fraction` of them
 - `StochasticDepth` around each residual branch, which skips the branch for a part of the rows

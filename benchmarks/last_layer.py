@@ -3,9 +3,9 @@
     KERAS_BACKEND=torch python benchmarks/last_layer.py
 
 The baseline is a last layer with Keras's sparse cross-entropy, on the same rows. `fuse_head=True` is what
-`RDropModel(fuse_head=True)` computes; its target is at most 1.25 times the baseline. Where half of the rows are
-padding, with weight 0, it leaves them out. On a GPU with PyTorch, an arm with Liger Kernel is added if that package is
-installed: its last layer with cross-entropy, in chunks, without a divergence.
+`RDropModel(fuse_head=True)` computes. Where half of the rows are padding, with weight 0, it leaves them out. On a GPU
+with PyTorch, an arm with Liger Kernel is added if that package is installed: its last layer with cross-entropy, in
+chunks, without a divergence.
 """
 
 import importlib.util

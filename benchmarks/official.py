@@ -2,10 +2,9 @@
 
     KERAS_BACKEND=torch python benchmarks/official.py --network language_model
 
-The baseline is the recipe of the official README: two forward passes, the mean of their cross-entropies, and
-`F.kl_div` in both directions. It runs in plain PyTorch, and calls the same Keras network with the same weights as a
-PyTorch module, with Adam as well. The target is less than 1.0 times its time for every network, and at most 0.5 for
-language_model, which has 32,000 classes.
+The baseline is the recipe of the official README: two forward passes, the mean of their cross-entropies, and `F.kl_div`
+in both directions. It runs in plain PyTorch, and calls the same Keras network with the same weights as a PyTorch
+module, with Adam as well.
 """
 
 import keras

@@ -21,8 +21,8 @@ class Section:
         title: The question.
         script: Name of the script, without the suffix.
         text: What is measured, and what the result means.
-        goals: The largest value wanted, by arm and, where it differs, by a part of the command.
-        at_least: Whether the goals are the smallest values wanted.
+        goals: The largest acceptable value, by arm and, where it differs, by network.
+        at_least: Whether the goals are the smallest acceptable values.
         columns: The columns of the results to show. By default, the last one, with a column for each backend.
         better: "higher" or "lower" if the results have the interval of a difference in the columns low and high. Then
             the arms whose interval excludes 0 are named.
@@ -42,8 +42,8 @@ SECTIONS = [
         "What does a training step cost?",
         "step",
         "Time divided by that of plain training on the same doubled batch. Plain training for twice as many steps "
-        "costs the same. The backbone of the network `conv` has no dropout, so it runs once per row, and the rival is "
-        "plain training on the batch itself.",
+        "costs the same. The backbone of the network `conv` has no dropout, so it runs once per row, and the baseline "
+        "is plain training on the batch itself.",
         {"R-Drop": {"vit": 1.05, "translation": 1.10, "language_model": 1.10, "conv": 1.15}},
     ),
     Section(

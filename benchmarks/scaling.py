@@ -2,10 +2,9 @@
 
     KERAS_BACKEND=jax python benchmarks/scaling.py
 
-The cost is the time of the arm `R-Drop` in loss.py. The slope is that of log time over log size, by least squares; the
-target is at most 1.05, where 1.0 is linear growth. The smallest size is large enough that the constant cost of a call
-hardly matters. The slope of Keras's sparse cross-entropy on the same rows shows what the machine alone contributes:
-small arrays fit its caches.
+The cost is the time of the arm `R-Drop` in loss.py. The slope is that of log time over log size, by least squares: 1.0
+is linear growth. The smallest size is large enough that the constant cost of a call hardly matters. The slope of
+Keras's sparse cross-entropy on the same rows shows what the machine alone contributes: small arrays fit its caches.
 """
 
 import numpy as np

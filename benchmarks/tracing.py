@@ -3,8 +3,8 @@
     KERAS_BACKEND=jax python benchmarks/tracing.py
 
 The Python code of a layer runs once per trace, so this script counts its calls. The baseline is plain Keras on the same
-data; the target is no more calls than there. `in fit` leaves out the calls while the train function is made, when
-R-Drop walks the graph of the base. JAX and TensorFlow only: PyTorch does not trace.
+data. `in fit` leaves out the calls while the train function is made, when R-Drop walks the graph of the base. JAX and
+TensorFlow only: PyTorch does not trace.
 """
 
 import keras

@@ -9,6 +9,7 @@ chunks, without a divergence.
 """
 
 import importlib.util
+from functools import partial
 
 import keras
 from measure import compare, parse_arguments, report, value_and_gradients
@@ -47,8 +48,7 @@ def main():
     check_same(functions["fuse_head=True"][0], unoptimized, *inputs, tolerance=tolerance)
     if has_liger():
         functions["Liger Kernel, plain"] = liger, *inputs
-    steps = {arm: (value_and_gradients(function), *inputs) for arm, (function, *inputs) in functions.items()}
-    arms = {arm: (lambda step=step, inputs=inputs: step(*inputs)) for arm, (step, *inputs) in steps.items()}
+    arms = {arm: partial(value_and_gradients(function), *inputs) for arm, (function, *inputs) in functions.items()}
     rows = compare(arms, "Dense, plain", args.runs)
     title = f"last layer of {args.features} features, 2 x {args.rows} rows, {args.vocabulary} classes, {args.dtype}"
     report(title, rows, args)

@@ -16,9 +16,8 @@ import sys
 
 import keras
 import numpy as np
-from keras import layers
 from measure import parse_arguments, report, resident_mebibytes
-from tracing import CallCounter
+from tracing import CallCounter, build
 
 from keras_rdrop import RDropModel
 
@@ -43,9 +42,7 @@ class MemoryRecorder(keras.callbacks.Callback):
 
 def train(arm, steps):
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((8,))
-    hidden = layers.Dropout(0.5)(layers.Dense(16, activation="relu")(inputs))
-    base = keras.Model(inputs, layers.Dense(4)(CallCounter()(hidden)))
+    base = build()
     alpha = keras.optimizers.schedules.PolynomialDecay(0.0, 2 * steps, 2.0)
     model = RDropModel(base, alpha=alpha) if arm == "R-Drop" else base
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

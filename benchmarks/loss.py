@@ -8,6 +8,8 @@ Arms:
     loss and divergence apart: The same objective, each term by Keras operations.
 """
 
+from functools import partial
+
 from measure import compare, parse_arguments, report, value_and_gradients
 from objectives import check_same, function_and_inputs
 
@@ -18,8 +20,7 @@ def main():
     args = parse_arguments(__doc__, rows=512, vocabulary=32000)
     functions = {arm: function_and_inputs(arm, args.rows, args.vocabulary) for arm in ARMS}
     check_same(functions["R-Drop"][0], functions["loss and divergence apart"][0], *functions["R-Drop"][1:])
-    steps = {arm: (value_and_gradients(function), *inputs) for arm, (function, *inputs) in functions.items()}
-    arms = {arm: (lambda step=step, inputs=inputs: step(*inputs)) for arm, (step, *inputs) in steps.items()}
+    arms = {arm: partial(value_and_gradients(function), *inputs) for arm, (function, *inputs) in functions.items()}
     rows = compare(arms, "plain", args.runs)
     report(f"loss, divergence and gradient, 2 x {args.rows} rows, {args.vocabulary} classes, float32", rows, args)
 

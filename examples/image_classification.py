@@ -47,9 +47,8 @@ def parse_arguments(argv=None):
 def load_images(args):
     """Loads the images and labels of each split, and the class names."""
     if args.dataset:
-        validation = "validation" if args.dataset.startswith("imagenet") else "test"
-        names = {"train": "train", "validation": validation, "test": validation}
-        splits, info = data.load_tfds(args.dataset, names, args.data_dir)
+        held_out = "validation" if args.dataset.startswith("imagenet") else "test"
+        splits, info = data.load_tfds(args.dataset, args.data_dir, validation=held_out, test=held_out)
         splits = {name: rows.map(lambda row: (row["image"], row["label"])) for name, rows in splits.items()}
         return splits, info.features["label"].names
     splits = load_digits() if args.small_data == "digits" else load_mnist()

@@ -56,8 +56,7 @@ def load_texts(args):
         files = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "wiki.test.tokens"}
         return {split: ([data.read_text(args.text_dir / file)],) for split, file in files.items()}
     if args.dataset:
-        names = {name: name for name in ("train", "validation", "test")}
-        splits, _ = data.load_tfds(args.dataset, names, args.data_dir)
+        splits, _ = data.load_tfds(args.dataset, args.data_dir)
         return {name: rows.map(lambda row: (row["text"],)) for name, rows in splits.items()}
     if args.recipe:
         raise SystemExit("WikiText-103 is read from its text files. Unpack them and set their folder with --text-dir.")

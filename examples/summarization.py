@@ -48,8 +48,7 @@ def parse_arguments(argv=None):
 def load_texts(args):
     """Loads the texts and summaries of each split: two columns, or a `tf.data.Dataset` of pairs."""
     if args.dataset:
-        names = {name: name for name in ("train", "validation", "test")}
-        splits, _ = data.load_tfds(args.dataset, names, args.data_dir)
+        splits, _ = data.load_tfds(args.dataset, args.data_dir)
         return {name: rows.map(lambda row: (row["article"], row["highlights"])) for name, rows in splits.items()}
     return load_docstrings() if args.small_data == "docstrings" else load_titles()
 

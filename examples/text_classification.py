@@ -48,8 +48,7 @@ def parse_arguments(argv=None):
 def load_glue(args):
     """Loads the texts and labels of each split, and the class names or, for a regression, `None`."""
     development = "validation_matched" if args.dataset == "glue/mnli" else "validation"
-    names = {"train": "train", "validation": development, "test": development}
-    splits, info = data.load_tfds(args.dataset, names, args.data_dir)
+    splits, info = data.load_tfds(args.dataset, args.data_dir, validation=development, test=development)
     fields = [name for name in info.features if name not in ("label", "idx")]  # one text, or a pair
 
     def columns(row):

@@ -61,8 +61,7 @@ def load_pairs(args):
             for split, file in files.items()
         }
     if args.dataset:
-        names = {name: name for name in ("train", "validation", "test")}
-        splits, _ = data.load_tfds(args.dataset, names, args.data_dir)
+        splits, _ = data.load_tfds(args.dataset, args.data_dir)
         return {name: rows.map(lambda row: (row[args.source], row[args.target])) for name, rows in splits.items()}
     if args.recipe:
         raise SystemExit(

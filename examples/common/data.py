@@ -66,26 +66,29 @@ def fetch_package(requirement: str, sha256: str, sdist: bool = False, python_ver
     return target
 
 
-def load_tfds(name: str, splits: dict[str, str], data_dir: str | None = None) -> tuple[dict[str, Any], Any]:
+def load_tfds(
+    name: str, data_dir: str | None, validation: str = "validation", test: str = "test"
+) -> tuple[dict[str, Any], Any]:
     """Reads a prepared data set of tensorflow_datasets.
 
     Args:
         name: Name of the data set, for example `"glue/sst2"`.
-        splits: Dict from the split names of the examples to those of the data set.
-        data_dir: Folder of the prepared data sets, `~/tensorflow_datasets` by default.
+        data_dir: Folder of the prepared data sets. `None` stands for `~/tensorflow_datasets`.
+        validation: Name of the split to validate on.
+        test: Name of the split to test on.
 
     Returns:
-        A tuple of the dict of splits, each a `tf.data.Dataset` of single rows, and the `tfds.core.DatasetInfo`.
+        A tuple of a dict of the splits `"train"`, `"validation"` and `"test"`, each a `tf.data.Dataset` of single rows,
+        and the `tfds.core.DatasetInfo`.
 
     Raises:
         SystemExit: If the data set is not prepared. Nothing is downloaded here, because that may take hours.
     """
     import tensorflow_datasets as tfds
 
+    splits = {"train": "train", "validation": validation, "test": test}
     try:
-        datasets, info = tfds.load(
-            name, split=list(splits.values()), data_dir=data_dir, download=False, shuffle_files=True, with_info=True
-        )
+        return tfds.load(name, split=splits, data_dir=data_dir, download=False, shuffle_files=True, with_info=True)
     except (AssertionError, tfds.core.DatasetNotFoundError) as error:
         where = f", data_dir={str(data_dir)!r}" if data_dir else ""
         command = f"import tensorflow_datasets as tfds; tfds.load({name!r}{where})"
@@ -96,7 +99,6 @@ def load_tfds(name: str, splits: dict[str, str], data_dir: str | None = None) ->
         raise SystemExit(
             f'The data set {name} is not prepared. Prepare it once with\n\n    python -c "{command}"\n{manual}'
         ) from error
-    return dict(zip(splits, datasets, strict=True)), info
 
 
 def read_text(path: Path) -> str:

@@ -113,22 +113,6 @@ def with_stochastic_depth(classifier, rate):
     return keras.Model(classifier.input, classifier.output_dense(class_token))
 
 
-def plot_mistakes(images, labels, predicted, names, path):
-    """Draws the first misclassified images with their true and predicted classes."""
-    from matplotlib.figure import Figure
-
-    wrong = np.flatnonzero(predicted != labels)[:16]
-    figure = Figure(figsize=(7, 8), layout="constrained")
-    axes = figure.subplots(4, 4)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, index in zip(axes.flat, wrong, strict=False):
-        axis.imshow((images[index] + 1) / 2, cmap="gray")
-        axis.set_title(f"{names[labels[index]]}, predicted {names[predicted[index]]}", fontsize="small")
-    figure.suptitle(f"The first {len(wrong)} mistakes")
-    figure.savefig(path, dpi=120)
-
-
 def main(argv=None):
     args = parse_arguments(argv)
     training.configure(args)
@@ -172,7 +156,7 @@ def main(argv=None):
     images, labels = data.as_columns(splits["test"], 500)
     pixels = np.concatenate([classifier.preprocessor(image[None]) for image in images])
     predicted = keras.Model(classifier.input, classifier.output).predict(pixels, verbose=0).argmax(-1)
-    plot_mistakes(pixels, labels, predicted, names, args.output / "mistakes.png")
+    report.plot_mistakes(pixels, labels, predicted, names, args.output / "mistakes.png")
     print("\nThe saved model, on the first test images:")
     for image, label in zip(images[:5], labels, strict=False):
         prediction = classifier.predict(image[None], verbose=0).argmax()  # the classifier preprocesses raw images

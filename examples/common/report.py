@@ -1,4 +1,4 @@
-"""The output of a run: the printed table, the learning curves and the report."""
+"""The output of a run: the printed table, the learning curves, the misclassified images and the report."""
 
 import argparse
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -77,6 +79,20 @@ def print_comparison(rows: list[dict[str, Any]]) -> None:
         f"{score}: {rdrop} with R-Drop, {plain} with plain training in as many steps, and {longer} with plain training "
         "at the same cost. One seed is no evidence: docs/evidence.md reports many."
     )
+
+
+def plot_mistakes(images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, names: list[str], path: Path) -> None:
+    """Draws the first misclassified images, of pixels in [-1, 1], with their true and predicted classes."""
+    wrong = np.flatnonzero(predicted != labels)[:16]
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    axes = figure.subplots(4, 4)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, index in zip(axes.flat, wrong, strict=False):
+        axis.imshow((images[index] + 1) / 2, cmap="gray")
+        axis.set_title(f"{names[labels[index]]}, predicted {names[predicted[index]]}", fontsize="small")
+    figure.suptitle(f"The first {len(wrong)} mistakes")
+    figure.savefig(path, dpi=120)
 
 
 def format_number(value: float) -> str:

@@ -7,7 +7,6 @@ has a standard deviation over the seeds, a point with an error bar shows both. T
 command was run several times on a backend, the latest record counts.
 """
 
-import argparse
 import textwrap
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from matplotlib.patheffects import withStroke
 from records import BACKENDS, latest
 
 HERE = Path(__file__).parent
+PICTURES = HERE.parent / "docs" / "pictures"
 COLORS = dict(zip(BACKENDS, ("C0", "C1", "C2"), strict=True))
 
 
@@ -44,9 +44,7 @@ def draw_bars(records, axes):
         values = [rows[arm][column] if arm in rows else float("nan") for arm in arms]
         if "deviation" in records[backend]["rows"][0]:
             deviations = [rows[arm]["deviation"] for arm in arms]
-            axes.errorbar(
-                values, positions, xerr=deviations, fmt="o", capsize=3, label=BACKENDS[backend], color=COLORS[backend]
-            )
+            axes.errorbar(values, positions, xerr=deviations, fmt="o", capsize=3, **style)
             baseline = values[0]
         else:
             bars = axes.barh(positions, values, height, **style)
@@ -78,12 +76,7 @@ def draw(title, records, axes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "pictures", help="default: %(default)s")
-    args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(args.results.glob("*.jsonl")):
+    for path in sorted((HERE / "results").glob("*.jsonl")):
         commands = {
             f"{path.stem}.py {settings}\n{hardware}": records
             for hardware, by_settings in latest(path).items()
@@ -101,9 +94,8 @@ def main():
             name: line for axes in panels.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(lines.values(), lines, loc="outside upper center", ncols=3, fontsize=9)
-        figure.savefig(args.output / f"{path.stem}.png", dpi=120)
+        figure.savefig(PICTURES / f"{path.stem}.png", dpi=120)
         plt.close(figure)
-        print(args.output / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def cell(section, row, column, settings):
 
 
 def markdown_table(header, lines):
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *lines))
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (header, ["---"] * len(header), *lines))
 
 
 def table(section, records, settings):

@@ -5,7 +5,6 @@
 Runs are paired: differences are taken between runs with the same seed on the same backend.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from study import ARMS, DECIDING, SEEDS, SETTINGS, TASKS, TUNING_SEED, results, 
 sys.path.append(str(Path(__file__).parents[1]))
 from paired_statistics import bootstrap_interval, holm_correction, wilcoxon_test
 from records import BACKENDS
+from render import markdown_table
 
 HERE = Path(__file__).parent
 # The plain arms, and the arm of R-Drop that each is compared with; equal compute comes first.
@@ -202,11 +202,6 @@ def answer(by_baseline):
     helps, hurts, tasks = count_verdicts(by_baseline.get("plain, equal row passes", ()))
     better = f"At equal compute, R-Drop was better than plain training on {helps} of {tasks} small tasks"
     return f"{better} and worse on {hurts}."
-
-
-def markdown_table(columns, rows):
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def overfit(runs):
@@ -427,13 +422,5 @@ def render(results_folder, folder, sweeps):
     (folder / "short_runs.md").write_text("\n".join(parts), encoding="utf-8")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs", help="default: %(default)s")
-    args = parser.parse_args()
-    render(args.results, args.output, HERE.parent / "results" / "settings.jsonl")
-
-
 if __name__ == "__main__":
-    main()
+    render(HERE / "results", HERE.parents[1] / "docs", HERE.parent / "results" / "settings.jsonl")

@@ -90,11 +90,8 @@ def main(argv=None):
             if result is None:
                 failed.add(cell)
             else:
-                line = f"{json.dumps(result)}\n".encode()
-                with open(
-                    args.output, "ab", buffering=0
-                ) as file:  # a single write, so that a kill leaves no partial line
-                    file.write(line)
+                with open(args.output, "ab", buffering=0) as file:
+                    file.write(f"{json.dumps(result)}\n".encode())  # one write, so a kill leaves no partial line
             progress.advance(bar)
 
 

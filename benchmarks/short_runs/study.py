@@ -106,9 +106,9 @@ ARMS = {
 DECIDING = ("plain", "plain, equal row passes", "R-Drop")
 # Most variations run on the language model, where R-Drop helps most, and on the small images, whose cells are the
 # fastest. Elsewhere each variation answers one question. benchmarks/settings.py sweeps more settings, on 100 digits.
-INSTEAD = ("plain, equal row passes, larger dropout", "plain, equal row passes, smoothed labels")
-LONGER = ("plain, four times as long", "R-Drop, twice as long")
-OTHERWISE = (
+OTHER_REGULARIZATION = ("plain, equal row passes, larger dropout", "plain, equal row passes, smoothed labels")
+TWICE_THE_COMPUTE = ("plain, four times as long", "R-Drop, twice as long")
+CHANGED_R_DROP = (
     "doubled rows",
     "R-Drop, a third of alpha",
     "R-Drop, three times alpha",
@@ -117,11 +117,11 @@ OTHERWISE = (
     "R-Drop, a quarter of the rows",
 )
 VARIATIONS = {
-    "images": LONGER,
-    "images, 8x8 pixels": (*INSTEAD, *LONGER, *OTHERWISE),
-    "language model": (*INSTEAD, *OTHERWISE),
+    "images": TWICE_THE_COMPUTE,
+    "images, 8x8 pixels": (*OTHER_REGULARIZATION, *TWICE_THE_COMPUTE, *CHANGED_R_DROP),
+    "language model": (*OTHER_REGULARIZATION, *CHANGED_R_DROP),
     "language model, docstrings": ("R-Drop, three times alpha",),
-    "text, 100 labels": (*INSTEAD, "R-Drop, three times alpha", "R-Drop, 300 unlabelled rows"),
+    "text, 100 labels": (*OTHER_REGULARIZATION, "R-Drop, three times alpha", "R-Drop, 300 unlabelled rows"),
 }
 SEEDS = range(5)
 # More seeds for the deciding arms, on tasks that are fast enough.

@@ -134,7 +134,7 @@ clean:
 $(VENV)/.demo-$(KERAS_BACKEND): EXTRAS := $(KERAS_BACKEND),examples
 $(VENV)/.test: EXTRAS := tensorflow,jax,torch,examples,test,docs
 
-# uv takes a sixth of pip's time. It does not read the settings of pip: where it fails for want of them, pip installs.
+# uv is six times as fast as pip, but it does not read pip's settings. If it fails without them, pip installs.
 $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}" \

@@ -165,7 +165,7 @@ def main():
         else:
             changed = set(code.splitlines()) - set(ast.unparse(ast.parse(source)).splitlines())
             print(f"{args.module}:{line}: {' '.join(sorted(changed)).strip()}", flush=True)
-    print(f"{args.module}: of {count} mutants, {' and then '.join(map(str, survivors))} survive")
+    print(f"{args.module}: {' and then '.join(map(str, survivors))} of {count} mutants survive")
 
 
 if __name__ == "__main__":

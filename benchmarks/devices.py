@@ -97,7 +97,7 @@ def main():
         speeds = [ratio for _, _, ratio in measured]
         rows.append(
             {
-                "arm": f"{devices} devices",
+                "arm": f"{devices} device{'' if devices == 1 else 's'}",
                 "seconds, plain": plain,
                 "seconds, R-Drop": rdrop,
                 "least": min(speeds),

@@ -15,6 +15,7 @@ render_short_runs, run, study = (
     import_from("benchmarks/short_runs", name) for name in ("render_short_runs", "run", "study")
 )
 
+RESULTS = ROOT / "benchmarks" / "short_runs" / "results"
 SETTING = study.SETTINGS[1]
 
 
@@ -248,10 +249,13 @@ def test_a_task_has_its_score(name, monkeypatch):
     assert all(np.isfinite(result["scores"][score]) for score in task.scores)
 
 
+def test_the_page_in_the_docs_is_rendered_from_the_results(tmp_path):
+    render_short_runs.render(RESULTS, tmp_path, ROOT / "benchmarks/results/settings.jsonl")
+    assert (ROOT / "docs/short_runs.md").read_text() == (tmp_path / "short_runs.md").read_text()
+
+
 def test_the_readme_gives_the_verdicts_of_the_results():
-    rows = render_short_runs.effects(
-        render_short_runs.load(ROOT / "benchmarks/short_runs/results"), "R-Drop", "plain, equal row passes"
-    )
+    rows = render_short_runs.effects(render_short_runs.load(RESULTS), "R-Drop", "plain, equal row passes")
     assert render_short_runs.count_verdicts(rows) == (3, 5, 13)
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert "it was better on three of thirteen small tasks and worse on five" in readme

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 from keras import ops
+from scipy import special
 
-from common.scores import log_softmax
 from common.sentence_pairs import END, PAD, START, Preprocessor
 
 
@@ -32,7 +32,7 @@ def translate(
 
         def log_probabilities(tokens, step, memory=memory, source=source):
             states = decoder.predict_on_batch([tokens, memory, source])[:, step]
-            return log_softmax(states @ embeddings.T)
+            return special.log_softmax((states @ embeddings.T).astype("float64"), axis=-1)
 
         found = beam_search(log_probabilities, batch_size, source.shape[1], beams, START, END, never=[PAD])
         translations += preprocessor.tokenizer.detokenize(found)[: len(batch)]

@@ -1,7 +1,7 @@
 """Test scores of classification and regression."""
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 
 def classification_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -14,7 +14,7 @@ def classification_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, f
     Returns:
         Dict from the name of each score to its value.
     """
-    log_probabilities = log_softmax(logits)
+    log_probabilities = special.log_softmax(np.asarray(logits, "float64"), axis=-1)
     labels = np.asarray(labels)
     return {
         "accuracy": float((log_probabilities.argmax(-1) == labels).mean()),
@@ -39,13 +39,6 @@ def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, fl
         "Spearman": stats.spearmanr(predicted, labels).statistic,
         "RMSE": float(np.sqrt(np.mean((predicted - labels) ** 2))),
     }
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Computes log-probabilities over the last axis, in float64."""
-    logits = np.asarray(logits, "float64")
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from support.train_on_devices import CASES, MASKS
 
-from keras_rdrop import TorchDataParallel
 from keras_rdrop._keras import distributes_torch
 
 BACKEND = keras.backend.backend()
@@ -113,9 +112,3 @@ def test_step_moves_no_more_rows_between_devices_than_plain_training(engine):
         counted["R-Drop"].pop("all-reduce")  # sums gradients, losses and logs
         for kind, number in counted["R-Drop"].items():
             assert number <= counted["plain"].get(kind, 0), (case, kind)
-
-
-@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch is supported")
-def test_torch_data_parallel_requires_the_pytorch_backend():
-    with pytest.raises(RuntimeError, match=r"Expected the PyTorch backend\. Received: the backend"):
-        TorchDataParallel()

@@ -155,8 +155,7 @@ def main(argv=None):
         run.save_result(history, scores)
 
     language_model.save(args.output / "model.keras")
-    source = args.recipe or args.dataset or "Documentation of Python"
-    report.finish(args, f"{source}: {words} test words")
+    report.finish(args, f"{args.recipe or args.dataset or args.small_data}: {words} test words")
 
     # The saved language model takes raw texts.
     language_model = keras.models.load_model(args.output / "model.keras", compile=False)

@@ -92,8 +92,7 @@ def parse(
     args, _ = parser.parse_known_args(argv)
     if args.recipe:
         recipe = RECIPES[args.recipe]
-        parser.set_defaults(rows=None, validation_rows=None, test_rows=None)
-        parser.set_defaults(**full_size)
+        parser.set_defaults(rows=None, validation_rows=None, test_rows=None, **full_size)
         length = parser.get_default("sequence_length")
         settings = {
             "dataset": recipe.tfds,

@@ -8,14 +8,13 @@ import re
 import subprocess
 import sys
 from io import StringIO
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from support.scripts import import_from
+from support.scripts import ROOT, import_from
 
 from keras_rdrop import recipes
 
@@ -378,7 +377,7 @@ text_classification.main(["--smoke", "--distribute", "--output", sys.argv[2]])
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[2] / "examples")]),
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT / "examples")]),
     }
     (tmp_path / "example.py").write_text(code)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if backend == "torch" else []

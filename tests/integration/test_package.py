@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.scripts import ROOT
 
 import keras_rdrop
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_import_loads_only_keras():

@@ -80,7 +80,7 @@ def add(path, results=RESULTS, pictures=PAGE.parent / "pictures"):
 
 def arms(record):
     """Return the results of plain training and of R-Drop."""
-    by_name = {result[""]: result for result in record["results"]}
+    by_name = {result["arm"]: result for result in record["results"]}
     return by_name["plain"], by_name["R-Drop"]
 
 

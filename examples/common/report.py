@@ -28,7 +28,7 @@ def finish(args: argparse.Namespace, title: str, **more: Any) -> None:
     """
     results = [json.loads(result_path(args, arm).read_text()) for arm in arm_names(args)]
     rows = [result["row"] for result in results]
-    histories = {result["row"][""]: result["history"] for result in results}
+    histories = {result["row"]["arm"]: result["history"] for result in results}
     print_table(f"{title}, seed {args.seed}, {keras.backend.backend()}", rows)
     if args.compare:
         print_comparison(rows)
@@ -58,13 +58,12 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
     Args:
         title: The line above the table.
-        rows: One dict per arm, all with the same keys. The value of the first key is the header of its column.
+        rows: One dict per arm, all with the same keys: `"arm"`, followed by the names of the scores.
     """
-    first, *names = rows[0]
-    table = Table(first)
+    table = Table("arm")
     for row in rows:
-        table.add_column(str(row[first]), justify="right")
-    for name in names:
+        table.add_column(row["arm"], justify="right")
+    for name in list(rows[0])[1:]:
         table.add_row(name, *[format_number(row[name]) for row in rows])
     console = Console(highlight=False)
     console.print(f"\n{title}")

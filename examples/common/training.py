@@ -118,7 +118,7 @@ class Run:
             "seconds per step": self.timer.median_step,
             "seconds": self.timer.total,
         }
-        result = {"row": {"": self.arm, **scores, **cost}, "history": history.history}
+        result = {"row": {"arm": self.arm, **scores, **cost}, "history": history.history}
         result_path(self.args, self.arm).write_text(json.dumps(result, indent=2, default=float))
 
 

@@ -20,7 +20,7 @@ def test_a_report_is_added_to_the_results(tmp_path):
     run, results = tmp_path / "translation-torch", tmp_path / "results"
     run.mkdir()
     results.mkdir()
-    arms = [{"": "plain", "BLEU": 18.418, "seconds": 485.6}, {"": "R-Drop", "BLEU": 20.39, "seconds": 850.0}]
+    arms = [{"arm": "plain", "BLEU": 18.418, "seconds": 485.6}, {"arm": "R-Drop", "BLEU": 20.39, "seconds": 850.0}]
     report = {
         "settings": {},
         "backend": "torch",

@@ -95,8 +95,8 @@ def test_smoke(script, tmp_path, capsys):
     assert len(re.findall(r"^\d+/\d+ - .*loss", printed, re.MULTILINE)) == 1 + 3 * bool(compare)  # epochs
     assert re.search(r"[\b\r\x1b]", printed) is None
     written = json.loads((tmp_path / "report.json").read_text())
-    assert [row[""] for row in written["results"]] == (["plain", "plain, longer"] if compare else []) + ["R-Drop"]
-    assert all(np.isfinite(value) for row in written["results"] for value in row.values() if value != row[""])
+    assert [row["arm"] for row in written["results"]] == (["plain", "plain, longer"] if compare else []) + ["R-Drop"]
+    assert all(np.isfinite(value) for row in written["results"] for value in row.values() if value != row["arm"])
     assert min(written["histories"]["R-Drop"]["divergence"]) > 0
     assert written["peak_memory_gb"] > 0.1
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
@@ -300,18 +300,18 @@ def test_docstrings_of_one_file_are_in_one_split():
 def test_the_table_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     names = ("accuracy", "NLL", "ECE", "F1", "Matthews", "row passes", "seconds per step", "seconds")
-    rows = [{"": arm, **dict.fromkeys(names, value)} for arm, value in [("plain", 0.12345), ("R-Drop", 1234567.8)]]
+    rows = [{"arm": arm, **dict.fromkeys(names, value)} for arm, value in [("plain", 0.12345), ("R-Drop", 1234567.8)]]
     report.print_table("Snippets about movies, 1000 test rows, seed 0, tensorflow", rows)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     cells = [re.split(r" *[┃│] *", line)[1:-1] for line in printed.splitlines() if re.search("[┃│]", line)]
-    assert cells == [["", "plain", "R-Drop"], *[[name, "0.1235", "1,234,568"] for name in names]]
+    assert cells == [["arm", "plain", "R-Drop"], *[[name, "0.1235", "1,234,568"] for name in names]]
 
 
 def test_the_comparison_names_each_arm_once(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     arms = {"plain": 0.71, "plain, longer": 0.72, "R-Drop": 0.73}
-    report.print_comparison([{"": arm, "accuracy": value, "seconds": 5.0} for arm, value in arms.items()])
+    report.print_comparison([{"arm": arm, "accuracy": value, "seconds": 5.0} for arm, value in arms.items()])
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert re.findall(r"0.7\d with (?:R-Drop|plain training (?:in|at))", " ".join(printed.split())) == [

@@ -42,7 +42,7 @@ def find_largest(arm, vocabulary, length, doublings):
 
 
 def main():
-    args = parse_arguments(__doc__, vocabulary=16000, length=128, doublings=9, arm="")
+    args = parse_arguments(__doc__, runs=None, vocabulary=16000, length=128, doublings=9, arm="")
     require_torch()
     if args.arm:
         take_two_steps(args.arm, vocabulary=100, length=8)

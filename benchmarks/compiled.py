@@ -38,7 +38,7 @@ def large_results(hlo, min_elements):
 
 
 def main():
-    args = parse_arguments(__doc__, rows=512, vocabulary=32000)
+    args = parse_arguments(__doc__, runs=None, rows=512, vocabulary=32000)
     if keras.backend.backend() == "torch":
         raise SystemExit("PyTorch compiles nothing here. Set KERAS_BACKEND=tensorflow or jax.")
     programs = {

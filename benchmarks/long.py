@@ -61,7 +61,7 @@ def train(arm, steps):
 
 
 def main():
-    args = parse_arguments(__doc__, steps=20_000, arm=("all", "plain", "R-Drop"))
+    args = parse_arguments(__doc__, runs=None, steps=20_000, arm=("all", "plain", "R-Drop"))
     if args.arm != "all":
         print(json.dumps(train(args.arm, args.steps)))
         return

@@ -24,19 +24,22 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results"
 
 
-def parse_arguments(description, **defaults):
+def parse_arguments(description, runs=9, **defaults):
     """Parse the command line.
 
     Args:
         description: The help text.
+        runs: Default number of timed runs, or of seeds, per arm. With `None` there is no such option.
         **defaults: Further options and their defaults. The default sets the type of the option; a tuple lists the
             allowed choices, the default first.
 
     Returns:
-        The arguments, with `runs` and `output` besides those of `defaults`.
+        The arguments, with `output`, and `runs` unless it is `None`, besides those of `defaults`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9, help="timed runs, or seeds, per arm (default: %(default)s)")
+    if runs is not None:
+        help_text = "timed runs, or seeds, per arm (default: %(default)s)"
+        parser.add_argument("--runs", type=int, default=runs, help=help_text)
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help="folder that the record is written to (default: %(default)s)"
     )
@@ -106,7 +109,7 @@ def report(title, rows, args, **more):
         "versions": {name: importlib.metadata.version(name) for name in packages}
         | {"python": platform.python_version()},
         "hardware": hardware(),
-        "runs": args.runs,
+        **({"runs": args.runs} if "runs" in args else {}),
         "rows": rows,
         **more,
     }

@@ -21,7 +21,7 @@ BASELINES = {
 
 
 def main():
-    args = parse_arguments(__doc__, rows=512, vocabulary=32000, arm="")
+    args = parse_arguments(__doc__, runs=None, rows=512, vocabulary=32000, arm="")
     if args.arm:
         function, *inputs = function_and_inputs(args.arm, args.rows, args.vocabulary)
         step = value_and_gradients(function)

@@ -52,7 +52,7 @@ def count(wrap):
 
 
 def main():
-    args = parse_arguments(__doc__)
+    args = parse_arguments(__doc__, runs=None)
     if keras.backend.backend() == "torch":
         raise SystemExit("PyTorch does not trace. Set KERAS_BACKEND=tensorflow or jax.")
     alpha = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=10, end_learning_rate=1.0)

@@ -99,7 +99,8 @@ def test_smoke(script, tmp_path, capsys):
     assert all(np.isfinite(value) for row in written["results"] for value in row.values() if value != row["arm"])
     assert min(written["histories"]["R-Drop"]["divergence"]) > 0
     assert written["peak_memory_gb"] > 0.1
-    assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    pictures = ["learning_curves.png", *(["mistakes.png"] if script == "image_classification" else [])]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     keras.models.load_model(tmp_path / "model.keras", compile=False)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
+from keras.utils import unpack_x_y_sample_weight
 
 from keras_rdrop._keras import is_ragged, overrides
 
@@ -33,7 +34,7 @@ class PreprocessingModel(keras.Model):
             arguments["x"] = self._dataset(data, batch_size, arguments.get("shuffle", True))
             if validation is not None:
                 batch_size = arguments.pop("validation_batch_size", None) or batch_size
-                arguments["validation_data"] = self._dataset(_unpack(validation), batch_size)
+                arguments["validation_data"] = self._dataset(unpack_x_y_sample_weight(validation), batch_size)
                 self._validation_dataset = weakref.ref(arguments["validation_data"])
         return super().fit(**arguments)
 
@@ -77,7 +78,7 @@ class PreprocessingModel(keras.Model):
 
     def _preprocess_batch(self, arguments: dict[str, Any]) -> dict[str, Any]:
         if self._preprocesses():
-            x, y, sample_weight = _unpack(self.base.preprocess_samples(*_pop_data(arguments)))
+            x, y, sample_weight = unpack_x_y_sample_weight(self.base.preprocess_samples(*_pop_data(arguments)))
             arguments |= {"x": x, "y": y, "sample_weight": sample_weight}
         return arguments
 
@@ -87,16 +88,11 @@ class PreprocessingModel(keras.Model):
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
         preprocess = self.base.preprocess_samples
         # tf.data passes the components of a batch as separate arguments, grain passes one tuple.
-        return data[0].map(lambda *batch: preprocess(*_unpack(batch[0] if len(batch) == 1 else batch)))
+        return data[0].map(lambda *batch: preprocess(*unpack_x_y_sample_weight(batch[0] if len(batch) == 1 else batch)))
 
 
 def _pop_data(arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
     return arguments.pop("x", None), arguments.pop("y", None), arguments.pop("sample_weight", None)
-
-
-def _unpack(data: Any) -> tuple[Any, Any, Any]:
-    """Returns x, y and sample weights. A dataset is returned as x."""
-    return keras.utils.unpack_x_y_sample_weight(data) if isinstance(data, (tuple, list)) else (data, None, None)
 
 
 class _Rows(keras.utils.PyDataset):

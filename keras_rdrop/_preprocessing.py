@@ -110,7 +110,8 @@ class _Rows(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Any:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         batch = _take(self._data, rows)
-        convert = _strings_as_tensor if any(map(is_ragged, tree.flatten(batch))) else _strings_as_list
+        # Keras does not accept lists beside ragged tensors.
+        convert = functools.partial(_convert_strings, as_tensors=any(map(is_ragged, tree.flatten(batch))))
         return self._base.preprocess_samples(*tree.map_structure(convert, batch))
 
     def on_epoch_end(self) -> None:
@@ -150,24 +151,15 @@ def _list_as_array(values: list[Any]) -> Any:
         return array
 
 
-def _strings_as_list(array: Any) -> Any:
-    """Converts arrays of strings to lists, because some tokenizers accept only lists."""
-    if not _is_strings(array):
+def _convert_strings(array: Any, as_tensors: bool) -> Any:
+    """Converts arrays of strings to lists, because some tokenizers accept only lists, or to tensors of TensorFlow."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "OSU":
         return array
-    return [row.decode() if isinstance(row, bytes) else row for row in array.tolist()]
-
-
-def _strings_as_tensor(array: Any) -> Any:
-    """Converts arrays of strings to tensors of TensorFlow: Keras does not accept lists beside ragged tensors."""
-    if not _is_strings(array):
-        return array
+    if not as_tensors:
+        return [row.decode() if isinstance(row, bytes) else row for row in array.tolist()]
     import tensorflow as tf
 
     return tf.constant(array)
-
-
-def _is_strings(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
 
 
 def _count_rows(data: Any) -> int:
@@ -175,12 +167,11 @@ def _count_rows(data: Any) -> int:
 
 
 def _take(data: Any, rows: Any) -> Any:
-    return tree.map_structure(functools.partial(_take_rows, rows=rows), data)
+    def take(leaf: Any) -> Any:
+        if is_ragged(leaf) and not isinstance(rows, slice):
+            import tensorflow as tf
 
-
-def _take_rows(leaf: Any, rows: Any) -> Any:
-    if leaf is None or not is_ragged(leaf) or isinstance(rows, slice):
+            return tf.gather(leaf, rows)
         return None if leaf is None else leaf[rows]
-    import tensorflow as tf
 
-    return tf.gather(leaf, rows)
+    return tree.map_structure(take, data)

@@ -41,16 +41,9 @@ def at_least_float32(dtype: Any) -> str:
 
 def is_on_cpu(tensor: Tensor) -> bool:
     """Whether the backend computes operations on a tensor on a CPU."""
-    backend = keras.backend.backend()
-    if backend == "torch":
+    if keras.backend.backend() == "torch":
         return bool(tensor.device.type == "cpu")
-    if backend == "jax":
-        import jax
-
-        return bool(jax.default_backend() == "cpu")
-    import tensorflow as tf
-
-    return not tf.config.list_physical_devices("GPU")
+    return keras.distribution.list_devices()[0].startswith("cpu:")  # it lists accelerators if there are any
 
 
 class _GetMask(keras.layers.Layer):

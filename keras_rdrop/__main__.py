@@ -15,11 +15,8 @@ def _devices() -> list[str]:
         return list(keras.distribution.list_devices())
     import torch  # on PyTorch, Keras 3.15 cannot list devices
 
-    accelerator = torch.accelerator.current_accelerator()
-    accelerators = (
-        [] if accelerator is None else [f"{accelerator.type}:{n}" for n in range(torch.accelerator.device_count())]
-    )
-    return [*accelerators, "cpu"]
+    accelerators = range(torch.accelerator.device_count())
+    return [*(f"{torch.accelerator.current_accelerator()}:{number}" for number in accelerators), "cpu"]
 
 
 def _keras_hub() -> str:

@@ -117,16 +117,13 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     units = _DATA["alpha_units"]
     if source not in units:
         raise ValueError(f"Expected `source` to be one of {list(units)}. Received: source={source!r}")
-    unit, sizes = units[source], {"batch_size": batch_size, "classes": classes}
-
-    def size_of(name: str | None) -> int:
-        if name is None:
-            return 1
-        value = sizes[name]
-        if value is None or value < 1:
+    sizes = {"batch_size": batch_size, "classes": classes}
+    alpha = float(alpha) * units[source]["factor"]
+    for name, exponent in units[source].get("exponents", {}).items():
+        size = sizes[name]
+        if size is None or size < 1:
             raise ValueError(
-                f"Expected `{name}` to be a positive integer for source={source!r}. Received: {name}={value!r}"
+                f"Expected `{name}` to be a positive integer for source={source!r}. Received: {name}={size!r}"
             )
-        return value
-
-    return float(alpha * unit["factor"] * size_of(unit.get("times")) / size_of(unit.get("divided_by")))
+        alpha *= float(size) ** exponent
+    return alpha

@@ -162,8 +162,8 @@ def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:
     Returns:
         The index of each row, or `None` to keep their order, and the number of rows before the first of weight 0.
     """
-    is_zero = [_flatten_positions(ops.equal(ops.expand_dims(weight, -1), 0)) for weight in weights]
-    is_zero = ops.all(ops.squeeze(ops.concatenate(is_zero, axis=1), -1), axis=1)
+    is_zero = ops.logical_and(*(ops.equal(weight, 0) for weight in weights))
+    is_zero = ops.reshape(ops.all(is_zero, axis=1), -1)
     rows = ops.shape(is_zero)[0]
     if keras.distribution.distribution() is not None:  # sorting would move rows between devices
         return None, rows
@@ -171,23 +171,18 @@ def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:
     return ops.argsort(is_zero), rows - ops.sum(is_zero)
 
 
-def _flatten_positions(array: Tensor) -> Tensor:
-    """Reshapes `(rows, passes, ..., units)` to `(rows, passes, units)`, with a row for each position."""
-    rows, passes, *_, units = ops.shape(array)
-    return ops.reshape(ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2), (-1, passes, units))
-
-
 def _to_chunks(array: Tensor, size: int | Tensor, order: Tensor | None) -> Tensor:
-    """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`, padded with zeros."""
-    array = _flatten_positions(array)
+    """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`: one row per position, zero-padded."""
+    rows, passes, *_, units = ops.shape(array)
+    array = ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2)
+    array = ops.reshape(array, (-1, passes, units))
     if order is not None:
         array = ops.take(array, order, axis=0)
-    rows, *shape = ops.shape(array)
-    array = ops.pad(array, [[0, -rows % size], [0, 0], [0, 0]])
+    array = ops.pad(array, [[0, -ops.shape(array)[0] % size], [0, 0], [0, 0]])
     if order is not None:
-        return ops.reshape(array, (-1, size, *shape))
+        return ops.reshape(array, (-1, size, passes, units))
     # A chunk holds every n-th row, so that sharded rows give each device a share of every chunk.
-    return ops.swapaxes(ops.reshape(array, (size, -1, *shape)), 0, 1)
+    return ops.swapaxes(ops.reshape(array, (size, -1, passes, units)), 0, 1)
 
 
 def _add_chunk(

@@ -187,11 +187,11 @@ class RDropModel(PreprocessingModel):
 
     @overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
-        callbacks, check = arguments.pop("callbacks", None), _CheckDivergence(self._warn_of_no_effect)
+        callbacks, check = arguments.pop("callbacks", None) or [], _CheckDivergence(self._warn_of_no_effect)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(check)
         else:
-            callbacks = [*([] if callbacks is None else tree.flatten(callbacks)), check]
+            callbacks = [*tree.flatten(callbacks), check]
         return super().fit(callbacks=callbacks, **arguments)
 
     def compile(
@@ -497,10 +497,9 @@ def _check_base(base: Any) -> None:
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
                 f"Override it in a subclass of `RDropModel` instead. Received: base={base!r}"
             )
-    # Keras tracks the metrics of a model in a list. `compile` sets the two attributes that are left out.
-    attributes = [value for name, value in vars(base).items() if name not in ("_loss_tracker", "_compile_metrics")]
-    values = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in attributes)
-    metrics = [value for value in values if isinstance(value, keras.metrics.Metric)]
+    # Keras lists the metrics of a model in one of its attributes. The metrics of `compile` are not in a list.
+    lists = [value for value in vars(base).values() if isinstance(value, list)]
+    metrics = [value for value in itertools.chain(*lists) if isinstance(value, keras.metrics.Metric)]
     if metrics:
         raise ValueError(
             "Expected `base` to have no metrics of its own, because they would not be reported. Pass them to "

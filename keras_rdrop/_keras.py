@@ -46,25 +46,9 @@ def is_on_cpu(tensor: Tensor) -> bool:
     return keras.distribution.list_devices()[0].startswith("cpu:")  # it lists accelerators if there are any
 
 
-class _GetMask(keras.layers.Layer):
-    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        return mask
-
-    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> None:
-        return None
-
-
-class _SetMask(keras.layers.Layer):
-    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return inputs
-
-    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
-        return previous_mask
-
-
-# Calling a layer is the public way to read and to set a mask. TensorFlow rejects scopes that start with an underscore,
-# as the default names would.
-_get_mask, _set_mask = _GetMask(name="get_mask", autocast=False), _SetMask(name="set_mask", autocast=False)
+# Calling a layer is the public way to read and to set a mask. TensorFlow rejects scopes that start with an underscore.
+_get_mask = keras.layers.Lambda(lambda x, mask: mask, mask=lambda x, mask: None, name="get_mask", autocast=False)
+_set_mask = keras.layers.Lambda(lambda x: x, mask=lambda x, mask: mask, name="set_mask", autocast=False)
 
 
 def get_mask(tensor: Tensor) -> Tensor | None:

@@ -4,7 +4,6 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -187,11 +186,7 @@ class RDropModel(PreprocessingModel):
 
     @overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
-        callbacks, check = arguments.pop("callbacks", None) or [], _CheckDivergence(self._warn_of_no_effect)
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(check)
-        else:
-            callbacks = [*tree.flatten(callbacks), check]
+        callbacks = [*tree.flatten(arguments.pop("callbacks", None) or []), _CheckDivergence()]
         return super().fit(callbacks=callbacks, **arguments)
 
     def compile(
@@ -444,15 +439,13 @@ _ROUNDING = 1e-10
 class _CheckDivergence(keras.callbacks.Callback):
     """Warns if the mean divergence is 0 in the first epoch that ends with an `alpha` above 0, whatever the cause."""
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        super().__init__()
-        self.warn, self.is_first = warn, True
+    is_first = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if self.is_first and self.model.alpha != 0:
             self.is_first = False
             if logs.get("divergence", math.inf) < _ROUNDING:  # a subclass may log other names
-                self.warn("The divergence between the passes was 0")
+                self.model._warn_of_no_effect("The divergence between the passes was 0")
 
 
 class _DivergenceTracker(keras.metrics.Metric):

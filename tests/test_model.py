@@ -445,12 +445,13 @@ class TestWarnings:
             warnings.simplefilter("error", UserWarning)
             model.fit(*data(rng), verbose=0)
 
-    def test_an_alpha_that_is_set_later_warns_after_the_next_epoch(self, rng):
+    @pytest.mark.parametrize("callback_list", [list, keras.callbacks.CallbackList])
+    def test_an_alpha_that_is_set_later_warns_after_the_next_epoch(self, callback_list, rng):
         model = RDropModel(dropout_classifier(rate=0.0), alpha=0.0)
         model.compile("sgd", sparse_ce())
         ramp = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(model, "alpha", float(epoch)))
         with pytest.warns(UserWarning, match="The divergence between the passes was 0"):
-            model.fit(*data(rng), epochs=2, verbose=0, callbacks=[ramp])
+            model.fit(*data(rng), epochs=2, verbose=0, callbacks=callback_list([ramp]))
 
     def test_dropout_that_is_off_warns_after_the_first_epoch(self, rng):
         """A custom layer calls dropout with `training=False`."""

@@ -173,8 +173,8 @@ class _GraphRebuilder:
             return keras.Input(batch_shape=(rows, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
 
         plain = _as_functional(base)
-        functions = {"clone_function": lambda layer: layer, "call_function": self._call}
-        clone = keras.models.clone_model(plain, tree.map_structure(new_input, plain.input), **functions)
+        inputs = tree.map_structure(new_input, plain.input)
+        clone = keras.models.clone_model(plain, inputs, clone_function=lambda layer: layer, call_function=self._call)
         return keras.Model(clone.input, tree.map_structure(self._with_all_passes, clone.output))
 
     def split_last_layer(self, model: keras.Model) -> tuple[keras.Model, LastLayer]:

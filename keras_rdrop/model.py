@@ -159,9 +159,9 @@ class RDropModel(PreprocessingModel):
 
     @alpha.setter
     def alpha(self, alpha: float | LearningRateSchedule) -> None:
-        is_valid = isinstance(alpha, LearningRateSchedule) or (_is_finite(alpha) and alpha >= 0)
-        _check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
         is_schedule = isinstance(alpha, LearningRateSchedule)
+        is_valid = is_schedule or (_is_finite(alpha) and alpha >= 0)
+        _check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
         is_traced = getattr(self, "train_function", None) is not None
         if is_traced and (is_schedule or isinstance(self._alpha, LearningRateSchedule)):
             raise ValueError(

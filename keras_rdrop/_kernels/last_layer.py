@@ -63,7 +63,8 @@ class LastLayer:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the logits."""
-        return self.layer(features, **({} if isinstance(self.layer, keras.layers.Dense) else {"reverse": True}))
+        is_dense = isinstance(self.layer, keras.layers.Dense)
+        return self.layer(features) if is_dense else self.layer(features, reverse=True)
 
     def weights(self) -> list[Tensor]:
         """Returns the kernel, of shape `(features, classes)`, and the bias if there is one."""

@@ -105,9 +105,9 @@ class StochasticDepth(keras.layers.Wrapper):
     This is the stochastic depth of cosub ([Touvron et al., 2023](https://arxiv.org/abs/2212.04884)), whose submodels
     teach each other as the passes of R-Drop do. The number of rows is fixed, so compiled steps have static shapes.
 
-    The branch and the outputs get the mask of the inputs. Batch normalization in the branch sees
-    the kept rows only. Under `tf.distribute` and on PyTorch, each device draws its own rows. On JAX, rows are drawn
-    from the batch of all devices, which moves rows between them.
+    The branch and the outputs get the mask of the inputs. Batch normalization in the branch sees the kept rows only.
+    Under `tf.distribute` and on PyTorch, each device draws its own rows. On JAX, rows are drawn from the batch of all
+    devices, which moves rows between them.
 
     Args:
         layer: The `keras.layers.Layer`, or model, of the branch. Its output must have the shape of its input.

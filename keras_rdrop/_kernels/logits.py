@@ -212,7 +212,7 @@ def _evaluate(
     label_smoothing: float,
     arrays: tuple[Tensor, ...],
     results: list[tuple[Any, str]],
-    filled: tuple[Tensor, ...] | None = None,
+    out: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
     """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once if compiled, otherwise in chunks.
 
@@ -221,18 +221,18 @@ def _evaluate(
         label_smoothing: The first argument of `function`.
         arrays: Its other arguments, the logits first.
         results: Shape and dtype of each of its results.
-        filled: Optional tensors to write the results of the chunks into.
+        out: Optional tensors to write the results of the chunks into.
     """
     if _BACKEND == "jax":
         return function(label_smoothing, *arrays)
     if _is_compiled(arrays[0]):
         return _compiled(function, label_smoothing)(*arrays)
-    if filled is None:
-        filled = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
+    if out is None:
+        out = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
     for chunk in _chunk_slices(arrays[0]):
-        for whole, part in zip(filled, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
+        for whole, part in zip(out, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
             whole[chunk] = part
-    return filled
+    return out
 
 
 @functools.cache

@@ -163,10 +163,9 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         )
     if isinstance(loss, SparseCategoricalCrossentropy):
         _check_last_axis(loss)
-    config = loss.get_config()
-    kwargs = {"axis": config.get("axis", -1), "reduction": loss.reduction}
+    kwargs = {"axis": loss.get_config().get("axis", -1), "reduction": loss.reduction}
     if requested in _KL:
-        kwargs["from_logits"] = config.get("from_logits", False)
+        kwargs["from_logits"] = _takes_logits(loss)
     return requested(**kwargs)
 
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops, tree
 
 from keras_rdrop import divergences
+from keras_rdrop._arguments import check, is_finite
 from keras_rdrop._keras import Tensor, set_mask
 
 
@@ -58,8 +59,7 @@ class RDrop(keras.layers.Layer):
         self, layer: keras.layers.Layer, alpha: float = 1.0, divergence: Any = "mean_squared_difference", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(alpha, (int, float)) or not 0.0 <= alpha < float("inf"):
-            raise ValueError(f"Expected `alpha` to be a finite float >= 0. Received: alpha={alpha!r}")
+        check("alpha", alpha, is_finite(alpha) and alpha >= 0, "a finite float >= 0")
         self.layer, self.alpha, self.divergence = layer, float(alpha), divergence
         self.supports_masking = layer.supports_masking
         self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
@@ -129,8 +129,7 @@ class StochasticDepth(keras.layers.Wrapper):
 
     def __init__(self, layer: keras.layers.Layer, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(layer, **kwargs)
-        if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
-            raise ValueError(f"Expected `rate` to be a float in [0, 1). Received: rate={rate!r}")
+        check("rate", rate, is_finite(rate) and 0 <= rate < 1, "a float in [0, 1)")
         self.rate, self.seed = float(rate), seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_rdrop._arguments import check, is_finite
 from keras_rdrop._keras import Tensor, out_of_range_factor, set_mask
 
 
@@ -43,8 +44,8 @@ class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         name: str = "sparse_categorical_crossentropy",
         dtype: Any = None,
     ) -> None:
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"Expected `label_smoothing` in [0, 1). Received: label_smoothing={label_smoothing!r}")
+        is_valid = is_finite(label_smoothing) and 0 <= label_smoothing < 1
+        check("label_smoothing", label_smoothing, is_valid, "a float in [0, 1)")
         super().__init__(from_logits, ignore_class, reduction, name=name, dtype=dtype)
         # Keras 3.16 keeps the first two in the configuration only.
         self.from_logits, self.ignore_class, self.label_smoothing = from_logits, ignore_class, label_smoothing

@@ -10,6 +10,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_rdrop._arguments import check, is_finite
 from keras_rdrop._keras import Tensor, at_least_float32, overrides
 from keras_rdrop._objective import pairing
 from keras_rdrop._objective.terms import describe_terms
@@ -128,11 +129,11 @@ class RDropModel(PreprocessingModel):
         name: str | None = None,
     ) -> None:
         _check_base(base)
-        _check("passes", passes, isinstance(passes, numbers.Integral) and passes >= 2, "an integer >= 2")
-        _check("fraction", fraction, _is_finite(fraction) and 0 < fraction <= 1, "a float in (0, 1]")
-        _check("unlabelled", unlabelled, unlabelled is None or _is_finite(unlabelled), "a finite number or None")
-        _check("share_prefix", share_prefix, isinstance(share_prefix, bool), "a bool")
-        _check("fuse_head", fuse_head, isinstance(fuse_head, bool), "a bool")
+        check("passes", passes, isinstance(passes, numbers.Integral) and passes >= 2, "an integer >= 2")
+        check("fraction", fraction, is_finite(fraction) and 0 < fraction <= 1, "a float in (0, 1]")
+        check("unlabelled", unlabelled, unlabelled is None or is_finite(unlabelled), "a finite number or None")
+        check("share_prefix", share_prefix, isinstance(share_prefix, bool), "a bool")
+        check("fuse_head", fuse_head, isinstance(fuse_head, bool), "a bool")
         pairing.check_divergence(divergence)
         # The base casts the inputs itself, to the same dtype policy.
         super().__init__(name=name, dtype=base.dtype_policy, autocast=False)
@@ -160,8 +161,8 @@ class RDropModel(PreprocessingModel):
     @alpha.setter
     def alpha(self, alpha: float | LearningRateSchedule) -> None:
         is_schedule = isinstance(alpha, LearningRateSchedule)
-        is_valid = is_schedule or (_is_finite(alpha) and alpha >= 0)
-        _check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
+        is_valid = is_schedule or (is_finite(alpha) and alpha >= 0)
+        check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
         is_traced = getattr(self, "train_function", None) is not None
         if is_traced and (is_schedule or isinstance(self._alpha, LearningRateSchedule)):
             raise ValueError(
@@ -483,7 +484,7 @@ class _DivergenceTracker(keras.metrics.Metric):
 
 
 def _check_base(base: Any) -> None:
-    _check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
+    check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
     for name in _TRAINING_METHODS:
         if _has_own(base, name):
             raise ValueError(
@@ -511,14 +512,3 @@ def _has_own(base: keras.Model, name: str) -> bool:
     owner = next(cls for cls in type(base).__mro__ if name in vars(cls))
     is_known = owner.__module__.split(".")[0] == "keras" or "preprocess_samples" in vars(owner)
     return name in vars(base) or not is_known
-
-
-def _check(argument: str, value: Any, is_valid: bool, expected: str) -> None:
-    if not is_valid:
-        raise ValueError(
-            f"Expected `{argument}` to be {expected}. Received: {argument}={value!r} of type {type(value)}"
-        )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -173,6 +173,7 @@ def test_divergence_is_float32_in_mixed_precision(rng):
         ({"alpha": float("nan")}, "Received: alpha=nan"),
         ({"alpha": float("inf")}, "Received: alpha=inf"),
         ({"alpha": "1"}, "Received: alpha='1'"),
+        ({"alpha": True}, "Received: alpha=True"),
         ({"divergence": "auto"}, "Expected `divergence` to be a .*Loss.*Received: divergence='auto'"),
         ({"divergence": "kl"}, "Expected `divergence` to be"),
     ],

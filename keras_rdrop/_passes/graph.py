@@ -85,8 +85,8 @@ def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
 
         # In a scope, the call changes no seeds and adds no losses.
         with keras.StatelessScope(state_mapping=[(variable, variable.value) for variable in base.variables]):
-            outputs = base(tree.map_structure(repeat_first, inputs), training=False)
-        return [output.shape[1:] for output in tree.flatten(outputs)]
+            predictions = base(tree.map_structure(repeat_first, inputs), training=False)
+        return [prediction.shape[1:] for prediction in tree.flatten(predictions)]
 
     flat = [output for output in tree.flatten(outputs) if output is not None]
     # Only an axis of unknown size, or as long as the batch, can hold the other rows.

@@ -1,11 +1,12 @@
 """Finds the layers of a model that draw random numbers. Only these layers make the passes differ."""
 
-import numbers
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
+
+from keras_rdrop._arguments import is_number
 
 # A layer is random if one of these attributes is above 0, or another one whose name contains "drop", such as
 # `drop_path_rate`. Seed generators alone do not tell: some layers hold one at rate 0, some random layers hold none.
@@ -87,13 +88,9 @@ def offset_replica_seeds(model: keras.Model) -> None:
 
 def _is_stochastic(layer: keras.Layer) -> bool:
     names = {*_RATES, *(name for name in vars(layer) if "drop" in name and not name.endswith("_count"))}
-    rates = [rate for name in names if _is_number(rate := getattr(layer, name, None))]
-    rates += [1 - value for name, value in vars(layer).items() if "survival" in name and _is_number(value)]
+    rates = [rate for name in names if is_number(rate := getattr(layer, name, None))]
+    rates += [1 - value for name, value in vars(layer).items() if "survival" in name and is_number(value)]
     return any(rates) if rates else bool(_attributes_of_type(layer, keras.random.SeedGenerator))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_foreign(layer: keras.Layer) -> bool:

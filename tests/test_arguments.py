@@ -1,0 +1,35 @@
+import fractions
+
+import numpy as np
+import pytest
+
+from keras_rdrop import _arguments
+
+
+@pytest.mark.parametrize(
+    ("value", "is_number", "is_finite"),
+    [
+        (1, True, True),
+        (0.5, True, True),
+        (np.float32(0.5), True, True),
+        (np.int64(2), True, True),
+        (fractions.Fraction(1, 3), True, True),
+        (float("inf"), True, False),
+        (float("nan"), True, False),
+        (True, False, False),
+        (1j, False, False),
+        ("1", False, False),
+        (None, False, False),
+        ([1.0], False, False),
+    ],
+)
+def test_numbers(value, is_number, is_finite):
+    assert _arguments.is_number(value) == is_number
+    assert _arguments.is_finite(value) == is_finite
+
+
+def test_the_error_names_the_argument():
+    _arguments.check("rate", 0.5, True, "a float")
+    message = r"^Expected `rate` to be a float\. Received: rate='a' of type <class 'str'>$"
+    with pytest.raises(ValueError, match=message):
+        _arguments.check("rate", "a", False, "a float")

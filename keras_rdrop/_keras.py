@@ -53,7 +53,7 @@ _set_mask = keras.layers.Lambda(lambda x: x, mask=lambda x, mask: mask, name="se
 
 def get_mask(tensor: Tensor) -> Tensor | None:
     """Returns the Keras mask of a tensor, or `None`."""
-    return _get_mask(tensor)
+    return None if tensor is None else _get_mask(tensor)
 
 
 def set_mask(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -102,6 +102,7 @@ class Reduction(keras.losses.Loss):
         """Returns the weight of each element: `reduce` is the sum of the values multiplied by these weights."""
         ones = ops.ones(shape, dtype=self.dtype)
         weights = Reduction(self, reduction="none").reduce(ones, mask, sample_weight)
+        weights = ops.reshape(weights, shape)  # sample weights of shape `(rows, 1)` add an axis
         # With their signs as values, elements of positive and negative weight do not cancel in the total.
         total = self.reduce(ops.sign(weights), mask, sample_weight)
         return weights * ops.divide_no_nan(total, ops.sum(ops.abs(weights)))
@@ -158,6 +159,15 @@ def get_loss(identifier: Any) -> keras.losses.Loss:
 def get_loss_function(loss: keras.losses.Loss) -> Callable[..., Tensor] | None:
     """Returns the function that a loss of Keras wraps, or `None` for any other loss."""
     return getattr(loss, "fn", None)
+
+
+def is_by_row(loss: keras.losses.Loss) -> bool:
+    """Whether a loss computes each row of a batch on its own, as most losses of Keras do. Any other code may not."""
+    function = get_loss_function(loss)
+    sources = [type(loss)] if function is None else [type(loss), function]
+    packages = {source.__module__.split(".")[0] for source in sources}
+    combines_rows = function in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
+    return packages <= {"keras", "keras_rdrop"} and not combines_rows
 
 
 def distributes_torch() -> bool:

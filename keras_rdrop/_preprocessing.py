@@ -16,7 +16,10 @@ from keras_rdrop._keras import is_ragged, overrides
 
 
 class PreprocessingModel(keras.Model):
-    """A model that trains its `base` on the data that `base.fit` accepts. Predictions are those of `base`."""
+    """A model that trains its `base` on the data that `base.fit` accepts.
+
+    Predictions are those of `base`, unless a subclass changes them.
+    """
 
     base: keras.Model
     _validation_dataset: Any = None  # a weak reference, so that no backend tracks it as part of the model
@@ -56,21 +59,33 @@ class PreprocessingModel(keras.Model):
 
     @overrides(keras.Model.predict)
     def predict(self, **arguments: Any) -> Any:
-        self._configure_base()
-        return self.base.predict(**arguments)
+        if not self._changes_predictions:
+            return self._configured_base().predict(**arguments)
+        if self._preprocesses():
+            arguments["x"] = self._dataset((arguments["x"], None, None), arguments.pop("batch_size", None))
+        return super().predict(**arguments)
 
     @overrides(keras.Model.predict_on_batch)
     def predict_on_batch(self, **arguments: Any) -> Any:
-        self._configure_base()
-        return self.base.predict_on_batch(**arguments)
+        if not self._changes_predictions:
+            return self._configured_base().predict_on_batch(**arguments)
+        if self._preprocesses():
+            arguments["x"] = self.base.preprocess_samples(arguments["x"])
+        return super().predict_on_batch(**arguments)
 
-    def _configure_base(self) -> None:
-        """Gives a base that was not compiled the settings of this model."""
+    @property
+    def _changes_predictions(self) -> bool:
+        """Whether a subclass has predictions of its own."""
+        raise NotImplementedError
+
+    def _configured_base(self) -> keras.Model:
+        """Returns the base, with the settings of this model unless it was compiled."""
         if self.compiled and not self.base.compiled:
             for name in ("run_eagerly", "steps_per_execution", "jit_compile"):
                 if getattr(self.base, name) != getattr(self, name):
                     setattr(self.base, name, getattr(self, name))
                     self.base.predict_function = None
+        return self.base
 
     def _preprocesses(self) -> bool:
         # A task without a preprocessor is an ordinary model, and Keras reads arrays faster than `_Rows` does.

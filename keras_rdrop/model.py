@@ -16,7 +16,7 @@ from keras_rdrop._objective import pairing
 from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
-from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.layout import PassLayout, count_rows
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
@@ -143,6 +143,7 @@ class RDropModel(PreprocessingModel):
         self.divergence_tracker = _DivergenceTracker()
         self.alpha = alpha
         self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
+        self._is_prepared = False
         self.built = base.built  # a loaded model can then restore its optimizer
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -180,8 +181,9 @@ class RDropModel(PreprocessingModel):
         if self._current.step is None:
             raise RuntimeError(
                 "Expected `RDropModel` to be called with training=True by its own `fit` or `train_on_batch` only: any "
-                "other training would be plain training. To use it in another model, wrap that model instead. For one "
-                "random pass, call `model.base(x, training=True)`."
+                "other training would be plain training. To use it in another model, wrap that model instead. In a "
+                "`train_step` of your own, call `super().train_step`. For one random pass, call "
+                "`model.base(x, training=True)`."
             )
         return self._training_graph(inputs, training=training, **kwargs)
 
@@ -204,8 +206,8 @@ class RDropModel(PreprocessingModel):
 
         Raises:
             ValueError: If `loss` is missing, has the reduction `None`, has `unlabelled` as its `ignore_class`, has no
-                matching divergence, or is not supported by `fuse_head=True`; or if `loss_weights` or `divergence` name
-                outputs that `base` does not have.
+                matching divergence, or is not supported by `fuse_head=True`; if `loss_weights` or `divergence` name
+                outputs that `base` does not have; or if a metric has the name `"divergence"`.
 
         Example:
 
@@ -217,6 +219,12 @@ class RDropModel(PreprocessingModel):
         if loss is None:
             raise ValueError("Expected `loss` in `compile()`, because it selects the divergence. Received: loss=None")
         output_names = getattr(self, "output_names", None)
+        for metric in tree.flatten((args, kwargs)):
+            if getattr(metric, "name", None) == "divergence":
+                raise ValueError(
+                    "Expected metrics with names other than 'divergence', which the logs use for the divergence. "
+                    f"Received: {metric!r}"
+                )
         loss_weights = pairing.sort_by_output("loss_weights", loss_weights, loss, output_names)
         divergence = pairing.sort_by_output("divergence", self.divergence, loss, output_names)
         output_losses = pairing.output_losses(loss, divergence, loss_weights, self._current, self.unlabelled)
@@ -256,32 +264,55 @@ class RDropModel(PreprocessingModel):
                 raise ValueError(message) from error
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
+        if self._changes_predictions:
+            return super().export(*args, **kwargs)
         return self.base.export(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
         # Since the last time, the base may have been built or its dropout rates may have changed.
         is_new = self.train_function is None or force
         if is_new:
-            self._training_graph = self._find_training_graph()
-            if self.fuse_head and self._training_graph.last_layer is None:
-                found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
-                expected = "Expected a `base` whose last layer can be computed with the loss, or fuse_head=False"
-                raise ValueError(f"{expected}. Received: {found}.")
-            self._check_rows()
-            self._check_randomness()
+            self._is_prepared = False
+            if not _is_unbuilt_sequential(self.base):
+                self._prepare()
         train_function = super().make_train_function(force)
         if is_new:
             randomness.offset_replica_seeds(self)
         return train_function
 
+    def _prepare(self) -> None:
+        """Finds the training graph, and checks the base."""
+        self._training_graph = self._find_training_graph()
+        if self.fuse_head and self._training_graph.last_layer is None:
+            found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
+            expected = "Expected a `base` whose last layer can be computed with the loss, or fuse_head=False"
+            raise ValueError(f"{expected}. Received: {found}.")
+        self._check_rows()
+        self._check_randomness()
+        self._is_prepared = True
+
     def train_step(self, *args: Any) -> Any:
         # TensorFlow and PyTorch pass (data), JAX passes (state, data).
         *state, data = args
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        _check_same_rows(x=x, y=y, sample_weight=sample_weight)
+        if not self._is_prepared:  # on TensorFlow, Keras builds models in their first step
+            if _is_unbuilt_sequential(self.base):
+                self.base.build((None, *tree.flatten(x)[0].shape[1:]))
+            self._prepare()
         y, sample_weight = tree.map_structure(self._layout.spread, (y, sample_weight))  # the training graph repeats x
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         with self._current.set(Step(self._alpha_at_iteration(*state), self._layout, self._training_graph.last_layer)):
             return super().train_step(*state, data)
+
+    @overrides(keras.Model.evaluate)
+    def evaluate(self, **arguments: Any) -> Any:
+        with self._current.evaluation():
+            return super().evaluate(**arguments)
+
+    def test_step(self, *args: Any) -> Any:
+        with self._current.evaluation():
+            return super().test_step(*args)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -301,22 +332,20 @@ class RDropModel(PreprocessingModel):
         if step is None:
             return loss
         divergence = sum(step.divergences)
-        rows = ops.shape(tree.flatten(y_pred)[0])[0]
-        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), rows)
+        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), count_rows(y_pred))
         # `JointTerms._from_features` assumes this factor.
         return loss + ops.multiply(step.alpha / 2, divergence)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        if self._has_no_logits():
+        if self.fuse_head and not self._current.is_evaluation:
             return self.get_metrics_result()
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        # Compiled metrics need logits. If the loss computes the last layer, evaluation is the first to build them.
-        if self._has_no_logits() or not all(getattr(metric, "built", True) for metric in self.metrics):
+        if self.fuse_head and not self._current.is_evaluation:  # compiled metrics need logits, which training skips
             return {metric.name: metric.result() for metric in self.metrics if metric.name in ("loss", "divergence")}
         results = super().get_metrics_result()
-        if self._current.step is None:  # evaluation reports the metrics of the base
+        if self._current.is_evaluation:  # it reports the metrics of the base
             results.pop("divergence")
         return results
 
@@ -380,12 +409,13 @@ class RDropModel(PreprocessingModel):
             text += f"\n  loss and divergence: {describe_terms(self._terms[0], self.base.outputs[0].shape)}"
         return text
 
+    @property
+    def _changes_predictions(self) -> bool:
+        names = "call", "predict_step", "make_predict_function"
+        return any(getattr(type(self), name) is not getattr(RDropModel, name) for name in names)
+
     def _find_training_graph(self) -> TrainingGraph:
         return find_training_graph(self.base, self._layout, self.share_prefix, self.fuse_head)
-
-    def _has_no_logits(self) -> bool:
-        step = self._current.step
-        return step is not None and step.last_layer is not None
 
     def _alpha_at_iteration(self, state: Any = None) -> Tensor:
         def alpha() -> Tensor:
@@ -505,6 +535,24 @@ def _check_base(base: Any) -> None:
             raise ValueError(
                 f"Expected `base` to have no stateful layer, {reason}. Received: base={base!r} with {layer!r}"
             )
+
+
+def _is_unbuilt_sequential(base: keras.Model) -> bool:
+    return isinstance(base, keras.Sequential) and not base.built
+
+
+def _check_same_rows(**data: Any) -> None:
+    """Raises an error if tensors have different numbers of rows, as far as these are known."""
+    shapes = {
+        name: [tuple(leaf.shape) for leaf in tree.flatten(value) if getattr(leaf, "shape", None)]
+        for name, value in data.items()
+    }
+    if len({shape[0] for shape in itertools.chain(*shapes.values())} - {None}) > 1:
+        received = ", ".join(f"{name} of shape {', '.join(map(str, found))}" for name, found in shapes.items() if found)
+        raise ValueError(
+            "Expected one row in every tensor for each row of the batch, because R-Drop repeats the rows. "
+            f"Received: {received}"
+        )
 
 
 def _has_own(base: keras.Model, name: str) -> bool:

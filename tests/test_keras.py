@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_rdrop import _keras
+from keras_rdrop.losses import SparseCategoricalCrossentropy
 
 L = keras.losses
 
@@ -126,6 +127,33 @@ def test_targets_out_of_range_have_the_cross_entropy_or_the_error_of_keras(targe
             _keras.out_of_range_factor(targets, classes)
     else:
         np.testing.assert_array_equal(as_numpy(_keras.out_of_range_factor(targets, classes)), [1, expected[1], 1])
+
+
+class OwnLoss(L.Loss):
+    def call(self, y_true, y_pred):
+        return y_pred
+
+
+class OwnSubclass(L.MeanSquaredError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("mse", True),
+        (L.SparseCategoricalCrossentropy(), True),
+        (SparseCategoricalCrossentropy(label_smoothing=0.1), True),
+        (L.Circle(), False),
+        ("dice", False),
+        (L.Tversky(), False),
+        (lambda y_true, y_pred: y_pred, False),
+        (OwnLoss(), False),
+        (OwnSubclass(), False),
+    ],
+)
+def test_only_losses_of_keras_are_known_to_treat_each_row_on_its_own(loss, expected):
+    assert _keras.is_by_row(_keras.get_loss(loss)) == expected
 
 
 def test_get_loss_accepts_names_functions_and_losses(rng):

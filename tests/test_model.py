@@ -395,6 +395,74 @@ def test_inputs_reach_the_base_without_a_cast():
     model(np.ones((2, 3), "float32"))
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("other", ["scalar", "none"])
+def test_outputs_that_are_no_predictions_are_left_alone(other, fraction, rng):
+    class TwoOutputs(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.classify = dropout_classifier(rate=1e-9)
+
+        def call(self, inputs, training=None):
+            logits = self.classify(inputs, training=training)
+            return {"aaa": keras.ops.mean(inputs) if other == "scalar" else None, "logits": logits}
+
+    x, y = data(rng)
+    losses = []
+    for wrap in (RDropModel, lambda base, fraction: base):
+        keras.utils.set_random_seed(0)
+        model = wrap(TwoOutputs(), fraction=fraction)
+        model.compile("sgd", {"logits": sparse_ce()})
+        losses.append(model.train_on_batch(x, {"logits": y}, return_dict=True)["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_loss_weight_of_none_is_1(rng):
+    x, y = data(rng)
+    losses = []
+    for weights in ([0.5, None], [0.5, 1.0]):
+        keras.utils.set_random_seed(0)
+        model = RDropModel(two_outputs())
+        model.compile("sgd", [sparse_ce(), "mse"], loss_weights=weights)
+        losses.append(model.train_on_batch(x, [y % 2, x[:, :2]]))
+    np.testing.assert_allclose(*losses)
+
+
+def test_predictions_of_a_subclass_are_its_own(rng):
+    class Probabilities(RDropModel):
+        def call(self, inputs, training=None, **kwargs):
+            logits = super().call(inputs, training=training, **kwargs)
+            return logits if training else keras.ops.softmax(logits)
+
+    class Negative(RDropModel):
+        def predict_step(self, *args):
+            outputs = super().predict_step(*args)
+            return (-outputs[0], *outputs[1:]) if isinstance(outputs, tuple) else -outputs
+
+    x, y = data(rng)
+    model = Probabilities(dropout_classifier())
+    model.compile("sgd", sparse_ce())
+    model.fit(x, y, verbose=0)
+    for predicted in (model.predict(x, verbose=0), model.predict_on_batch(x), model(x)):
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(predicted).sum(axis=-1), np.ones(len(x)), rtol=1e-5)
+    negative = Negative(model.base)
+    negative.compile("sgd", sparse_ce())
+    np.testing.assert_allclose(negative.predict(x, verbose=0), -model.base.predict(x, verbose=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fit", "train_on_batch"])
+def test_an_unbuilt_sequential_base_shares_its_prefix(method, rng):
+    """Without `keras.Input`, TensorFlow builds it in the first step."""
+    x, y = data(rng)
+    layers = [keras.layers.Dense(16), keras.layers.Dropout(0.3), keras.layers.Dense(CLASSES)]
+    model = RDropModel(keras.Sequential(layers), fuse_head=True)
+    model.compile("sgd", sparse_ce())
+    logs = model.fit(x, y, verbose=0) if method == "fit" else model.train_on_batch(x, y)
+    assert logs is not None
+    assert model._training_graph.shared == layers[:1]
+    assert model._training_graph.last_layer.layer is layers[-1]
+
+
 class TestWarnings:
     def train(self, base, rng):
         x, y = data(rng)
@@ -598,6 +666,29 @@ class TestErrors:
             model.fit(x, np.arange(6), verbose=0)
         for array, expected in zip(base.get_weights(), before, strict=True):
             np.testing.assert_array_equal(array, expected)
+
+    @pytest.mark.parametrize("case", ["two inputs", "one output per token"])
+    def test_tensors_with_other_numbers_of_rows(self, case, rng):
+        """R-Drop would repeat class embeddings, edges of a graph or flattened tokens as if they were rows."""
+        inputs = [keras.Input((8,)), keras.Input((8,))]
+        hidden = keras.layers.Dropout(0.3)(inputs[0])
+        if case == "two inputs":
+            outputs = keras.ops.matmul(hidden, keras.ops.transpose(inputs[1]))
+            x, y = [rng.normal(size=(6, 8)), rng.normal(size=(CLASSES, 8))], rng.integers(0, CLASSES, 6)
+        else:
+            outputs = keras.ops.reshape(hidden, (-1, 4)) + keras.ops.mean(inputs[1])
+            x, y = [rng.normal(size=(6, 8))] * 2, rng.integers(0, 4, 12)
+        model = RDropModel(keras.Model(inputs, outputs))
+        model.compile("sgd", sparse_ce())
+        with pytest.raises(ValueError, match=r"Expected one row in every tensor .* Received: x of shape \(6"):
+            model.train_on_batch(x, y)
+
+    def test_a_metric_with_the_name_of_the_divergence(self):
+        model = RDropModel(dropout_classifier())
+        metric = keras.metrics.SparseCategoricalAccuracy(name="divergence")
+        for metrics in ([metric], {"a": metric}):
+            with pytest.raises(ValueError, match="Expected metrics with names other than 'divergence'"):
+                model.compile("sgd", sparse_ce(), metrics=metrics)
 
     def test_an_axis_of_the_size_of_the_widened_batch_is_no_error(self, rng):
         inputs = keras.Input((None, 4))

@@ -52,9 +52,10 @@ def output_losses(
     divergence = _per_loss("divergence", divergence, loss)
     loss_weights = _per_loss("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
 
-    def output_loss(identifier: Any, divergence: Any, loss_weight: float) -> OutputLoss | None:
+    def output_loss(identifier: Any, divergence: Any, loss_weight: float | None) -> OutputLoss | None:
         if identifier is None:
             return None
+        loss_weight = 1.0 if loss_weight is None else loss_weight
         is_named = isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce")
         loss = _CrossEntropy(name=identifier) if is_named else get_loss(identifier)
         if loss.reduction in (None, "none"):

@@ -15,7 +15,7 @@ from keras import ops
 from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
 
 from keras_rdrop import losses
-from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, out_of_range_factor, set_mask
+from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, is_by_row, out_of_range_factor, set_mask
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._kernels.logits import as_indices, cross_entropy_and_symmetric_kl
 from keras_rdrop._passes.layout import PassLayout
@@ -76,19 +76,27 @@ class SeparateTerms:
         self.ignore_class = loss.get_config().get("ignore_class")
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
-        loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_sample_weight))
-        loss = step.layout.mean_over_passes(loss, self.loss)
+        loss = self._loss(step.layout, batch)
         if self.reduction is None:
             return loss, 0.0
         y_pred = ops.cast(batch.y_pred, self.reduction.dtype)
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
-        y_preds = ops.unstack(step.layout.group(y_pred), step.layout.count, axis=1)
-        values = step.layout.spread(_compare(self.divergence, y_preds))
+        values = step.layout.spread(_compare(self.divergence, step.layout.split(y_pred)))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which a small model notices.
         divergence = self.reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
         return loss, step.layout.mean_over_passes(divergence, self.reduction)
+
+    def _loss(self, layout: PassLayout, batch: OutputBatch) -> Tensor:
+        if is_by_row(self.loss):
+            loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_sample_weight))
+            return layout.mean_over_passes(loss, self.loss)
+        # The mean over the passes of a loss that combines rows, such as a correlation, is not its value for all rows.
+        y_preds = map(set_mask, layout.split(batch.y_pred), layout.split(get_mask(batch.y_pred)))
+        weights = layout.split(copy_weights(batch.loss_sample_weight))
+        passes = zip(layout.split(batch.labels), y_preds, weights, strict=True)
+        return sum(self.loss(*arguments) for arguments in passes) / layout.count
 
 
 class JointTerms:

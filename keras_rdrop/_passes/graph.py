@@ -17,7 +17,7 @@ from keras import ops, tree
 from keras_rdrop._keras import MapWithMask, Tensor, map_with_mask
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._passes import randomness
-from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.layout import PassLayout, count_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainingGraph:
         outputs = self.model(widened, **kwargs)
         if self.layout.fraction == 1.0:
             return outputs
-        complete = functools.partial(self.layout.complete, rows=ops.shape(tree.flatten(inputs)[0])[0])
+        complete = functools.partial(self.layout.complete, rows=count_rows(inputs))
         return tree.map_structure(functools.partial(map_with_mask, complete), outputs)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import fractions
 from typing import Any
 
-from keras import ops
+from keras import ops, tree
 from keras.losses import Loss
 
 from keras_rdrop._keras import Tensor, is_ragged
@@ -58,6 +58,8 @@ class PassLayout:
         Returns:
             A tensor of shape `(rows * count, ...)`.
         """
+        if _is_scalar_or_none(tensor):
+            return tensor
         start = self.count * self.repeated_rows(rows)
         return ops.concatenate([tensor[:start], self.spread(tensor[start:])], axis=0)
 
@@ -75,6 +77,10 @@ class PassLayout:
     def group(self, tensor: Tensor) -> Tensor:
         """Gives the passes their own axis: `(rows * count, ...)` to `(rows, count, ...)`."""
         return ops.reshape(tensor, (-1, self.count, *ops.shape(tensor)[1:]))
+
+    def split(self, tensor: Tensor | None) -> list[Tensor | None]:
+        """Returns the rows of each pass: `(rows * count, ...)` to `count` tensors of shape `(rows, ...)`."""
+        return [None] * self.count if tensor is None else ops.unstack(self.group(tensor), self.count, axis=1)
 
     def ungroup(self, tensor: Tensor) -> Tensor:
         """Inverse of `group`: `(rows, count, ...)` to `(rows * count, ...)`."""
@@ -99,7 +105,13 @@ class PassLayout:
         if self.fraction == 1.0:
             return 1.0
         rows = ops.shape(y_pred)[0] // self.count
-        return ops.cast(rows, "float32") / ops.cast(self.repeated_rows(rows), "float32")
+        # Under `tf.distribute`, the last batch may leave a replica without rows.
+        return ops.divide_no_nan(ops.cast(rows, "float32"), ops.cast(self.repeated_rows(rows), "float32"))
+
+
+def count_rows(structure: Any) -> int | Tensor:
+    """Returns the number of rows of the first tensor in a structure that is not a scalar."""
+    return next(ops.shape(leaf)[0] for leaf in tree.flatten(structure) if not _is_scalar_or_none(leaf))
 
 
 def _is_scalar_or_none(tensor: Tensor) -> bool:

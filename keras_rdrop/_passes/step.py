@@ -29,15 +29,17 @@ class Step:
 
 
 class CurrentStep(threading.local):
-    """Holds the `Step` that a model is running.
+    """Holds the `Step` that a model is running, and whether it evaluates.
 
     It is thread-local because `tf.distribute` runs the replicas of a step in alternating threads.
 
     Attributes:
         step: The step that this thread is running, or `None` outside of training.
+        is_evaluation: Whether this thread runs an evaluation.
     """
 
     step: Step | None = None
+    is_evaluation: bool = False
 
     @contextlib.contextmanager
     def set(self, step: Step) -> Iterator[None]:
@@ -46,3 +48,11 @@ class CurrentStep(threading.local):
             yield
         finally:
             self.step = None
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        previous, self.is_evaluation = self.is_evaluation, True
+        try:
+            yield
+        finally:
+            self.is_evaluation = previous

@@ -351,13 +351,25 @@ def test_fuse_head_supports_negative_sample_weights(rng):
     assert abs(losses[0]) > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(8,), (8, 1)])
+def test_fuse_head_accepts_a_column_of_sample_weights(shape, rng):
+    x, y, weights = rng.normal(size=(8, 6)), rng.integers(0, CLASSES, shape), rng.uniform(size=8)
+    losses = []
+    for sample_weight in (weights, weights[:, None]):
+        keras.utils.set_random_seed(0)
+        model = RDropModel(classifier(), fuse_head=True)
+        model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True))
+        losses.append(model.train_on_batch(x, y, sample_weight=sample_weight))
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 def test_fuse_head_computes_metrics_only_in_evaluation(rng):
     x, y = rng.normal(size=(8, 6)).astype("float32"), rng.integers(0, CLASSES, 8)
     model = RDropModel(classifier(), fuse_head=True)
     model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    history = model.fit(x, y, validation_data=(x, y), verbose=0).history
+    history = model.fit(x, y, epochs=2, validation_data=(x, y), verbose=0).history
     assert set(history) == {"loss", "divergence", "val_loss", "val_accuracy"}
-    assert history["val_accuracy"][0] == np.mean(np.argmax(model.predict(x, verbose=0), axis=-1) == y)
+    assert history["val_accuracy"][1] == np.mean(np.argmax(model.predict(x, verbose=0), axis=-1) == y)
     assert "with the loss, in chunks of rows: dense" in model.describe_passes()
 
 

@@ -76,6 +76,40 @@ def test_any_keras_loss_can_be_a_divergence(rng):
     np.testing.assert_allclose(logs["divergence"], expected.mean(), rtol=1e-4)
 
 
+def sum_of_squares(y_true, y_pred):
+    return ops.sum(ops.square(y_true - y_pred))
+
+
+def negative_correlation(y_true, y_pred):
+    y_true, y_pred = (values - ops.mean(values) for values in (y_true, y_pred))
+    return -ops.sum(y_true * y_pred) / ops.sqrt(ops.sum(ops.square(y_true)) * ops.sum(ops.square(y_pred)))
+
+
+class Contrast(L.MeanSquaredError):
+    """A subclass that combines rows, although the loss that it inherits from does not."""
+
+    def call(self, y_true, y_pred):
+        return super().call(y_true, y_pred - ops.mean(y_pred, axis=0, keepdims=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [sum_of_squares, negative_correlation, Contrast(), L.Dice(), L.Circle()],
+    ids=["sum", "correlation", "subclass", "dice", "circle"],
+)
+def test_a_loss_that_combines_rows_is_the_mean_over_the_passes(loss, weighted, rng):
+    x, noise = rng.uniform(size=(5, 3)), rng.uniform(0.5, 1.5, size=(15, 3))
+    y = rng.integers(0, 3, 5) if isinstance(loss, L.Circle) else rng.uniform(size=(5, 3))
+    weights = rng.uniform(0.5, 2, size=5) if weighted else None
+    logs = train(loss, x, y, noise, divergence=MeanSquaredDifference(), passes=3, sample_weight=weights)
+    inputs = keras.Input((3,))
+    plain = keras.Model(inputs, keras.layers.Identity()(inputs))
+    plain.compile(loss=loss)
+    expected = np.mean([plain.test_on_batch(x * noise[i::3], y, weights) for i in range(3)])
+    np.testing.assert_allclose(logs["loss"] - logs["divergence"] / 2, expected, rtol=1e-5)
+
+
 def test_divergence_with_ignore_class_is_float32_in_mixed_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.layout import PassLayout, count_rows
 
 
 def as_numpy(tensor):
@@ -52,6 +52,17 @@ def test_group_collects_the_copies_from_spread(count, rng):
         np.testing.assert_array_equal(groups[:, index], array)
 
 
+def test_split_returns_the_rows_of_each_pass(rng):
+    rows = rng.normal(size=(4, 2)).astype("float32")
+    layout = PassLayout(3)
+    for rows_of_pass in layout.split(layout.spread(rows)):
+        np.testing.assert_array_equal(rows_of_pass, rows)
+    first, second = PassLayout(2).split(np.array([1, 2, 3, 4]))
+    np.testing.assert_array_equal(first, [1, 3])
+    np.testing.assert_array_equal(second, [2, 4])
+    assert layout.split(None) == [None] * 3
+
+
 def test_group_keeps_the_order_of_rows_and_passes():
     groups = as_numpy(PassLayout(3).group(ops.arange(6)))
     np.testing.assert_array_equal(groups, [[0, 1, 2], [3, 4, 5]])
@@ -79,6 +90,15 @@ def test_divergence_scale_is_the_ratio_of_all_rows_to_repeated_rows():
     assert PassLayout(2).divergence_scale(y_pred) == 1.0
     assert float(PassLayout(2, 0.3).divergence_scale(y_pred)) == pytest.approx(10 / 3)
     assert float(PassLayout(4, 0.3).divergence_scale(y_pred)) == pytest.approx(5 / 2)  # 1.5 rows are rounded up
+
+
+def test_the_divergence_scale_of_no_rows_is_finite():
+    """Under `tf.distribute`, the last batch may leave a replica without rows."""
+    assert float(PassLayout(2, 0.5).divergence_scale(np.zeros((0, 3)))) == 0.0
+
+
+def test_count_rows_skips_scalars_and_none():
+    assert count_rows({"a": None, "b": np.float32(1.0), "c": np.zeros((4, 2)), "d": np.zeros((7,))}) == 4
 
 
 def test_scalars_and_none_are_returned_unchanged():

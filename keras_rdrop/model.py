@@ -81,7 +81,8 @@ class RDropModel(PreprocessingModel):
             Validation data must not contain it.
         share_prefix: Whether the layers of a Functional or Sequential base before the first random layer run once per
             row instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False`
-            repeats the rows at the inputs, as for a subclassed base.
+            repeats the rows at the inputs, as for a subclassed base. Use it if a callback raises a rate from 0 during
+            training: a layer that is not random in the first step would stay in the shared prefix.
         fuse_head: Whether training computes the last layer of the base together with the loss, in chunks of rows, so
             that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
             Sequential base with one output, from a `keras.layers.Dense` without activation or a
@@ -239,7 +240,7 @@ class RDropModel(PreprocessingModel):
         """Loads the weights of an `RDropModel`, or those of its base.
 
         Args:
-            filepath: As in `keras.Model.load_weights`.
+            filepath: As in `keras.Model.load_weights`. With `skip_mismatch=True`, a file of an `RDropModel`.
             *args: Further arguments of `keras.Model.load_weights`.
             **kwargs: Further arguments of `keras.Model.load_weights`.
 

@@ -161,7 +161,7 @@ def listed(names):
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def verdicts_on(comparisons):
+def verdicts_on(comparisons, names_tasks=True):
     """Says on which tasks the comparisons are better, worse, or neither. Takes a dict of task to comparison."""
     parts = []
     for verdict in VERDICTS:
@@ -169,7 +169,8 @@ def verdicts_on(comparisons):
         if names:
             what = "not measurably different" if verdict == "no difference seen" else verdict
             on_all = len(names) == len(comparisons) > 1
-            parts.append(f"{what} on {f'all {len(names)} tasks' if on_all else listed(names)}")
+            where = f" on {f'all {len(names)} tasks' if on_all else listed(names)}"
+            parts.append(what + (where if names_tasks else ""))
     return listed(parts)
 
 
@@ -191,21 +192,24 @@ def answer(tasks):
     def other_names(tasks):
         return dict.fromkeys(name for results in tasks for name in results.names[1:])
 
+    def was(comparisons):
+        return f"was {verdicts_on(comparisons, names_tasks=len(tasks) > 1)}"
+
     sentences = []
     if converged:
         found = best("R-Drop")
         if "better" not in {comparison.verdict for comparison in found.values()}:
             sentences.append("R-Drop gave no better model at convergence.")
-        sentences.append(f"At convergence, R-Drop was {verdicts_on(found)}, compared with plain training.")
-        sentences += [f"By {name}, it was {verdicts_on(best('R-Drop', name))}." for name in other_names(converged)]
-        sentences += [f'"{arm}" was {verdicts_on(best(arm))}.' for arm in CHEAP if best(arm)]
-    smallest, largest = (verdicts_on(at(which)) for which in (0, -1))
+        sentences.append(f"At convergence, R-Drop {was(found)}, compared with plain training.")
+        sentences += [f"By {name}, it {was(best('R-Drop', name))}." for name in other_names(converged)]
+        sentences += [f'"{arm}" {was(best(arm))}.' for arm in CHEAP if best(arm)]
+    smallest, largest = (was(at(which)) for which in (0, -1))
     sentences.append(
-        f"With the same row passes, R-Drop was {smallest} at the smallest budget, and {largest} at the largest."
+        f"With the same row passes, R-Drop {smallest} at the smallest budget, and {largest} at the largest."
     )
-    sentences += [
-        f"By {name}, it was {verdicts_on(at(-1, name))} at the largest budget." for name in other_names(tasks)
-    ]
+    sentences += [f"By {name}, it {was(at(-1, name))} at the largest budget." for name in other_names(tasks)]
+    if len(tasks) == 1:
+        sentences.insert(0, f'The study has one task so far, "{tasks[0].name}".')
     for arm, subject in zip(DECIDING, ("Plain training", "R-Drop"), strict=True):
         if names := [f'"{results.name}"' for results in tasks if results.converged_at[arm] is None]:
             sentences.append(
@@ -301,7 +305,7 @@ def draw(tasks, path):
                 converged = results.runs("plain", results.converged_at["plain"])[0]["row_passes"]
                 axes.axvline(converged, color="C7", linestyle=":")
             axes.set_xscale("log", base=2)
-            axes.set_xticks(passes, [f"{count:,}" for count in passes])
+            axes.set_xticks(passes, [f"{count / 1000:g}k" for count in passes])
             axes.set_title(results.name, fontsize=10)
             axes.set_xlabel("row passes")
             axes.set_ylabel(results.label(name))

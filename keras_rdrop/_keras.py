@@ -166,8 +166,9 @@ def is_by_row(loss: keras.losses.Loss) -> bool:
     function = get_loss_function(loss)
     sources = [type(loss)] if function is None else [type(loss), function]
     packages = {source.__module__.split(".")[0] for source in sources}
-    combines_rows = function in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
-    return packages <= {"keras", "keras_rdrop"} and not combines_rows
+    if not packages <= {"keras", "keras_rdrop"} or loss.get_config().get("axis") == 0:
+        return False
+    return function not in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
 
 
 def distributes_torch() -> bool:

@@ -265,8 +265,11 @@ class RDropModel(PreprocessingModel):
                 raise ValueError(message) from error
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
-        if self._changes_predictions:
-            return super().export(*args, **kwargs)
+        if type(self).call is not RDropModel.call:
+            raise ValueError(
+                "Expected a model without its own `call`, because `export` exports the base. Export a `keras.Model` "
+                f"that calls `model.base` instead. Received: {self!r}"
+            )
         return self.base.export(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
@@ -347,7 +350,7 @@ class RDropModel(PreprocessingModel):
             return {metric.name: metric.result() for metric in self.metrics if metric.name in ("loss", "divergence")}
         results = super().get_metrics_result()
         if self._current.is_evaluation:  # it reports the metrics of the base
-            results.pop("divergence")
+            results.pop("divergence", None)
         return results
 
     @property
@@ -544,16 +547,19 @@ def _is_unbuilt_sequential(base: keras.Model) -> bool:
 
 def _check_same_rows(**data: Any) -> None:
     """Raises an error if tensors have different numbers of rows, as far as these are known."""
-    shapes = {
-        name: [tuple(leaf.shape) for leaf in tree.flatten(value) if getattr(leaf, "shape", None)]
-        for name, value in data.items()
-    }
+    shapes = {name: [shape for shape in map(_shape, tree.flatten(value)) if shape] for name, value in data.items()}
     if len({shape[0] for shape in itertools.chain(*shapes.values())} - {None}) > 1:
         received = ", ".join(f"{name} of shape {', '.join(map(str, found))}" for name, found in shapes.items() if found)
         raise ValueError(
             "Expected one row in every tensor for each row of the batch, because R-Drop repeats the rows. "
             f"Received: {received}"
         )
+
+
+def _shape(leaf: Any) -> tuple[int | None, ...]:
+    """Returns the shape of a tensor, or `()` if it has none, or one of unknown rank, as on TensorFlow."""
+    shape = getattr(leaf, "shape", None)
+    return () if shape is None or getattr(shape, "rank", 0) is None else tuple(shape)
 
 
 def _has_own(base: keras.Model, name: str) -> bool:

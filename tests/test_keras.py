@@ -147,6 +147,7 @@ class OwnSubclass(L.MeanSquaredError):
         (L.Circle(), False),
         ("dice", False),
         (L.Tversky(), False),
+        (L.CategoricalCrossentropy(axis=0), False),
         (lambda y_true, y_pred: y_pred, False),
         (OwnLoss(), False),
         (OwnSubclass(), False),

@@ -450,6 +450,36 @@ def test_predictions_of_a_subclass_are_its_own(rng):
     np.testing.assert_allclose(negative.predict(x, verbose=0), -model.base.predict(x, verbose=0), rtol=1e-6)
 
 
+def test_export_of_a_subclass_with_its_own_call_raises_an_error(tmp_path):
+    class Halved(RDropModel):
+        def call(self, inputs, training=None, **kwargs):
+            logits = super().call(inputs, training=training, **kwargs)
+            return logits if training else logits / 2
+
+    with pytest.raises(ValueError, match="Expected a model without its own `call`, because `export` exports the base"):
+        Halved(dropout_classifier()).export(tmp_path / "exported")
+
+
+@pytest.mark.parametrize("loss", ["mse", sparse_ce()])
+def test_scalar_sample_weights(loss, rng):
+    x, y = data(rng)
+    y = y if loss != "mse" else rng.normal(size=(12, CLASSES))
+
+    losses = []
+    for wrap in (RDropModel, lambda base: base):
+        keras.utils.set_random_seed(0)
+        model = wrap(dropout_classifier(rate=1e-9))
+        model.compile("sgd", loss)
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            rows = tf.data.Dataset.from_tensor_slices((x, y)).batch(12)
+            losses += model.fit(rows.map(lambda x, y: (x, y, tf.constant(2.0))), verbose=0).history["loss"]
+        else:
+            losses.append(model.train_on_batch(x, y, np.float32(2.0), return_dict=True)["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["fit", "train_on_batch"])
 def test_an_unbuilt_sequential_base_shares_its_prefix(method, rng):
     """Without `keras.Input`, TensorFlow builds it in the first step."""

@@ -94,7 +94,7 @@ class SeparateTerms:
             return layout.mean_over_passes(loss, self.loss)
         # The mean over the passes of a loss that combines rows, such as a correlation, is not its value for all rows.
         y_preds = map(set_mask, layout.split(batch.y_pred), layout.split(get_mask(batch.y_pred)))
-        weights = layout.split(copy_weights(batch.loss_sample_weight))
+        weights = map(copy_weights, layout.split(batch.loss_sample_weight))
         passes = zip(layout.split(batch.labels), y_preds, weights, strict=True)
         return sum(self.loss(*arguments) for arguments in passes) / layout.count
 

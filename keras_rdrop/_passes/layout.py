@@ -80,7 +80,9 @@ class PassLayout:
 
     def split(self, tensor: Tensor | None) -> list[Tensor | None]:
         """Returns the rows of each pass: `(rows * count, ...)` to `count` tensors of shape `(rows, ...)`."""
-        return [None] * self.count if tensor is None else ops.unstack(self.group(tensor), self.count, axis=1)
+        if _is_scalar_or_none(tensor):
+            return [tensor] * self.count
+        return list(ops.unstack(self.group(tensor), self.count, axis=1))
 
     def ungroup(self, tensor: Tensor) -> Tensor:
         """Inverse of `group`: `(rows, count, ...)` to `(rows * count, ...)`."""
@@ -110,8 +112,15 @@ class PassLayout:
 
 
 def count_rows(structure: Any) -> int | Tensor:
-    """Returns the number of rows of the first tensor in a structure that is not a scalar."""
-    return next(ops.shape(leaf)[0] for leaf in tree.flatten(structure) if not _is_scalar_or_none(leaf))
+    """Returns the number of rows of the first tensor in a structure that is not a scalar.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for leaf in tree.flatten(structure):
+        if not _is_scalar_or_none(leaf):
+            return ops.shape(leaf)[0]
+    raise ValueError(f"Expected a tensor with one row for each row of the batch. Received: {structure}")
 
 
 def _is_scalar_or_none(tensor: Tensor) -> bool:

@@ -110,6 +110,28 @@ def test_a_loss_that_combines_rows_is_the_mean_over_the_passes(loss, weighted, r
     np.testing.assert_allclose(logs["loss"] - logs["divergence"] / 2, expected, rtol=1e-5)
 
 
+def test_a_loss_that_combines_rows_gets_mask_and_sample_weights(rng):
+    """On PyTorch, Keras multiplies sample weights by the mask in place, which would break the gradient."""
+
+    def loss(y_true, y_pred):
+        return ops.square(ops.mean(y_pred, axis=-1) - ops.cast(y_true, y_pred.dtype)) * ops.mean(y_pred)
+
+    x, y = np.array([[1, 2, 0], [3, 0, 0], [1, 1, 4], [2, 3, 0]]), rng.integers(0, 3, (4, 3))
+    weights, updates = rng.uniform(0.5, 2, (4, 3)), []
+    for wrap in (RDropModel, lambda base, divergence: base):
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Embedding(5, 4, mask_zero=True), keras.layers.Dropout(1e-9), keras.layers.Dense(2)]
+        base = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
+        model = wrap(base, divergence=MeanSquaredDifference())
+        model.compile(keras.optimizers.SGD(1.0), loss)
+        before = base.get_weights()
+        model.train_on_batch(x, y, sample_weight=weights)
+        updates.append([after - weight for after, weight in zip(base.get_weights(), before, strict=True)])
+    assert any(np.abs(update).max() > 1e-3 for update in updates[0])
+    for update, expected in zip(*updates, strict=True):
+        np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_divergence_with_ignore_class_is_float32_in_mixed_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:

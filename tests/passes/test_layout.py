@@ -61,6 +61,7 @@ def test_split_returns_the_rows_of_each_pass(rng):
     np.testing.assert_array_equal(first, [1, 3])
     np.testing.assert_array_equal(second, [2, 4])
     assert layout.split(None) == [None] * 3
+    assert layout.split(np.float32(2.0)) == [2.0] * 3
 
 
 def test_group_keeps_the_order_of_rows_and_passes():
@@ -99,6 +100,8 @@ def test_the_divergence_scale_of_no_rows_is_finite():
 
 def test_count_rows_skips_scalars_and_none():
     assert count_rows({"a": None, "b": np.float32(1.0), "c": np.zeros((4, 2)), "d": np.zeros((7,))}) == 4
+    with pytest.raises(ValueError, match="Expected a tensor with one row for each row of the batch"):
+        count_rows([None, np.float32(1.0)])
 
 
 def test_scalars_and_none_are_returned_unchanged():

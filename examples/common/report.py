@@ -71,12 +71,12 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
-    """Prints the first score of each arm in a sentence."""
-    score = list(rows[0])[1]
-    plain, longer, rdrop = (format_number(row[score]) for row in rows)
+    """Prints the first two scores of each arm in a sentence."""
+    names = [name for name in list(rows[0])[1:3] if name not in ("row passes", "seconds")]
+    plain, longer, rdrop = (" and ".join(f"{name} {format_number(row[name])}" for name in names) for row in rows)
     Console(highlight=False).print(
-        f"{score}: {rdrop} with R-Drop, {plain} with plain training in as many steps, and {longer} with plain training "
-        "at the same cost. One seed is no evidence: docs/evidence.md reports many."
+        f"R-Drop has {rdrop}. Plain training has {plain} in as many steps, and {longer} at the same cost. "
+        "One seed is no evidence: docs/evidence.md reports many."
     )
 
 

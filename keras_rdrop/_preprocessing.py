@@ -75,8 +75,8 @@ class PreprocessingModel(keras.Model):
 
     @property
     def _changes_predictions(self) -> bool:
-        """Whether a subclass has predictions of its own."""
-        raise NotImplementedError
+        """Whether the predictions are not those of `base`."""
+        return False
 
     def _configured_base(self) -> keras.Model:
         """Returns the base, with the settings of this model unless it was compiled."""

@@ -51,6 +51,7 @@ class CurrentStep(threading.local):
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
+        """Marks an evaluation. `evaluate` runs `test_step`, and both are marked."""
         previous, self.is_evaluation = self.is_evaluation, True
         try:
             yield

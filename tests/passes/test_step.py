@@ -40,3 +40,14 @@ def test_a_step_is_frozen_and_collects_its_own_divergences():
     assert second.divergences == []
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.alpha = 2.0
+
+
+def test_an_evaluation_ends_with_the_outermost_context():
+    """`evaluate` runs `test_step`."""
+    current = CurrentStep()
+    assert not current.is_evaluation
+    with current.evaluation():
+        with current.evaluation():
+            assert current.is_evaluation
+        assert current.is_evaluation
+    assert not current.is_evaluation

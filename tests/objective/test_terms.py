@@ -117,7 +117,7 @@ def test_a_loss_that_combines_rows_gets_mask_and_sample_weights(rng):
         return ops.square(ops.mean(y_pred, axis=-1) - ops.cast(y_true, y_pred.dtype)) * ops.mean(y_pred)
 
     x, y = np.array([[1, 2, 0], [3, 0, 0], [1, 1, 4], [2, 3, 0]]), rng.integers(0, 3, (4, 3))
-    weights, updates = rng.uniform(0.5, 2, (4, 3)), []
+    weights, updates = rng.uniform(0.5, 2, (4, 3)).astype("float32"), []  # of a dtype that Keras does not have to cast
     for wrap in (RDropModel, lambda base, divergence: base):
         keras.utils.set_random_seed(0)
         layers = [keras.layers.Embedding(5, 4, mask_zero=True), keras.layers.Dropout(1e-9), keras.layers.Dense(2)]

@@ -16,7 +16,7 @@ from keras_rdrop._objective import pairing
 from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
-from keras_rdrop._passes.layout import PassLayout, count_rows
+from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
@@ -304,9 +304,10 @@ class RDropModel(PreprocessingModel):
             if _is_unbuilt_sequential(self.base):
                 self.base.build((None, *tree.flatten(x)[0].shape[1:]))
             self._prepare()
-        y, sample_weight = tree.map_structure(self._layout.spread, (y, sample_weight))  # the training graph repeats x
+        y, sample_weight = tree.map_structure(self._layout.widen, (y, sample_weight))  # the training graph repeats x
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        with self._current.set(Step(self._alpha_at_iteration(*state), self._layout, self._training_graph.last_layer)):
+        alpha, layout = self._alpha_at_iteration(*state), self._layout.for_batch(x)
+        with self._current.set(Step(alpha, layout, self._training_graph.last_layer)):
             return super().train_step(*state, data)
 
     @overrides(keras.Model.evaluate)
@@ -336,13 +337,16 @@ class RDropModel(PreprocessingModel):
         if step is None:
             return loss
         divergence = sum(step.divergences)
-        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), count_rows(y_pred))
+        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), step.layout.rows)
         # `JointTerms._from_features` assumes this factor.
         return loss + ops.multiply(step.alpha / 2, divergence)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         if self.fuse_head and not self._current.is_evaluation:
             return self.get_metrics_result()
+        if self._current.step is not None and self.fraction < 1.0:
+            complete = self._current.step.layout.complete
+            y, y_pred, sample_weight = tree.map_structure(complete, (y, y_pred, sample_weight))
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:

@@ -417,6 +417,23 @@ def test_outputs_that_are_no_predictions_are_left_alone(other, fraction, rng):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+def test_metrics_count_every_row_once_per_pass_with_a_fraction(rng):
+    x, y, weights = rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), rng.uniform(0.5, 2, size=4)
+    noise = rng.uniform(size=(6, 3))  # two passes over the first two rows
+
+    def difference(y_true, y_pred):
+        return keras.ops.mean(y_true - y_pred, axis=-1)
+
+    inputs = keras.Input((3,))
+    model = RDropModel(keras.Model(inputs, KnownNoise(noise)(inputs)), fraction=0.5)
+    model.compile(keras.optimizers.SGD(0.0), "mse", metrics=[difference], weighted_metrics=[difference])
+    logs = model.train_on_batch(x, y, sample_weight=weights, return_dict=True)
+    y_preds = [x * noise[indices] for indices in ([0, 2, 4, 5], [1, 3, 4, 5])]
+    rows = np.mean([y - y_pred for y_pred in y_preds], axis=(0, 2))
+    np.testing.assert_allclose(logs["difference"], rows.mean(), rtol=1e-5)
+    np.testing.assert_allclose(logs["weighted_difference"], np.average(rows, weights=weights), rtol=1e-5)
+
+
 def test_a_loss_weight_of_none_is_1(rng):
     x, y = data(rng)
     losses = []

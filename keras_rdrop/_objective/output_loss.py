@@ -42,7 +42,7 @@ class OutputLoss(Loss):
         labels, loss_sample_weight = _zero_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
         batch = OutputBatch(y_true, labels, y_pred, loss_sample_weight, divergence_sample_weight=sample_weight)
         loss, divergence = self.terms(step, batch)
-        step.divergences.append(self.loss_weight * step.layout.divergence_scale(y_pred) * divergence)
+        step.divergences.append(self.loss_weight * step.layout.divergence_scale() * divergence)
         return loss
 
     def _check_classes(self, y_pred: Tensor) -> None:

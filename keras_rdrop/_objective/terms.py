@@ -30,7 +30,7 @@ _CROSS_ENTROPIES = (CategoricalCrossentropy, SparseCategoricalCrossentropy, loss
 
 @dataclasses.dataclass(frozen=True)
 class OutputBatch:
-    """The arguments that Keras passes to the loss of one output, for the full batch of `PassLayout`.
+    """The arguments that Keras passes to the loss of one output, in the order of the widened batch.
 
     Attributes:
         y_true: Targets as the user gave them.
@@ -57,6 +57,10 @@ class OutputBatch:
             return is_not_ignored if mask is None else mask
         return ops.logical_and(mask, is_not_ignored)
 
+    def complete(self, layout: PassLayout) -> "OutputBatch":
+        """Returns the batch with every row repeated."""
+        return OutputBatch(**{name: layout.complete(value) for name, value in vars(self).items()})
+
 
 # Computes the loss, averaged over the passes, and the divergence of one output.
 Terms: TypeAlias = Callable[[Step, OutputBatch], tuple[Tensor, Tensor]]
@@ -76,6 +80,7 @@ class SeparateTerms:
         self.ignore_class = loss.get_config().get("ignore_class")
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
+        batch = batch.complete(step.layout)
         loss = self._loss(step.layout, batch)
         if self.reduction is None:
             return loss, 0.0
@@ -145,30 +150,39 @@ class JointTerms:
 
     def _from_logits(self, layout: PassLayout, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         *shape, classes = ops.shape(batch.y_pred)
-        mask = batch.mask(self.ignore_class, shape)
+        mask = layout.complete(batch.mask(self.ignore_class, shape))
         labels, label_weight = self._labels(batch, shape, classes)
         terms = cross_entropy_and_symmetric_kl(layout.group(labels), layout.group(batch.y_pred), self.label_smoothing)
         cross_entropy, divergence = (layout.ungroup(values) for values in ops.unstack(terms, 2))
-        cross_entropy = ops.multiply(cross_entropy, label_weight)
-        loss = self.loss_reduction.reduce(cross_entropy, mask, batch.loss_sample_weight)
-        divergence = self.divergence_reduction.reduce(divergence, mask, batch.divergence_sample_weight)
+        cross_entropy = layout.complete(ops.multiply(cross_entropy, label_weight))
+        divergence = layout.complete(layout.only_repeated(divergence))
+        loss = self.loss_reduction.reduce(cross_entropy, mask, layout.complete(batch.loss_sample_weight))
+        divergence_sample_weight = layout.complete(batch.divergence_sample_weight)
+        divergence = self.divergence_reduction.reduce(divergence, mask, divergence_sample_weight)
         loss = layout.mean_over_passes(loss, self.loss_reduction)
         return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
 
     def _from_features(self, step: Step, last_layer: LastLayer, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         layout, shape = step.layout, ops.shape(batch.y_pred)[:-1]
-        mask = batch.mask(self.ignore_class, shape)
+        mask = layout.complete(batch.mask(self.ignore_class, shape))
         labels, label_weight = self._labels(batch, shape, classes=last_layer.weights()[0].shape[-1])
-        loss_weights = self.loss_reduction.element_weights(shape, mask, batch.loss_sample_weight)
-        loss_weights = ops.multiply(loss_weights, label_weight)
-        loss_weights = layout.group(layout.mean_over_passes(loss_weights, self.loss_reduction))
-        divergence_weights = self.divergence_reduction.element_weights(shape, mask, batch.divergence_sample_weight)
-        divergence_weights = layout.group(layout.mean_over_passes(divergence_weights, self.divergence_reduction))
+
+        def weights(reduction: Reduction, sample_weight: Tensor | None) -> Tensor:
+            full_shape = (layout.rows * layout.count, *shape[1:])
+            weights = reduction.element_weights(full_shape, mask, layout.complete(sample_weight))
+            return layout.merge(layout.mean_over_passes(weights, reduction))
+
+        loss_weights = ops.multiply(weights(self.loss_reduction, batch.loss_sample_weight), label_weight)
+        divergence_weights = weights(self.divergence_reduction, batch.divergence_sample_weight)
+        divergence_weights = layout.only_repeated(divergence_weights)
         # The factor of the divergence in the total, relative to the loss: the gradient of the kernel depends on it. It
         # is that of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which both terms have.
-        scale = ops.cast(step.alpha / 2 * layout.divergence_scale(batch.y_pred), loss_weights.dtype)
-        arrays = layout.group(batch.y_pred), layout.group(labels)
-        terms = last_layer.weighted_terms(*arrays, self.label_smoothing, loss_weights, divergence_weights, scale)
+        scale = ops.cast(step.alpha / 2 * layout.divergence_scale(), loss_weights.dtype)
+        features, labels = layout.group(batch.y_pred), layout.group(labels)
+        loss_weights, divergence_weights = layout.group(loss_weights), layout.group(divergence_weights)
+        terms = last_layer.weighted_terms(
+            features, labels, self.label_smoothing, loss_weights, divergence_weights, scale
+        )
         return terms[0], terms[1]
 
     def _labels(self, batch: OutputBatch, shape: Any, classes: Any) -> tuple[Tensor, float | Tensor]:

@@ -6,7 +6,6 @@ repeated at its inputs.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_rdrop._keras import MapWithMask, Tensor, map_with_mask
+from keras_rdrop._keras import MapWithMask, Tensor
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._passes import randomness
-from keras_rdrop._passes.layout import PassLayout, count_rows
+from keras_rdrop._passes.layout import PassLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +41,9 @@ class TrainingGraph:
     last_layer: LastLayer | None = None
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Returns the outputs of all passes, of shape `(rows * passes, ...)`."""
+        """Returns the outputs of all passes, in the order of the widened batch."""
         widened = inputs if self.reason is None else tree.map_structure(self.layout.widen, inputs)
-        outputs = self.model(widened, **kwargs)
-        if self.layout.fraction == 1.0:
-            return outputs
-        complete = functools.partial(self.layout.complete, rows=count_rows(inputs))
-        return tree.map_structure(functools.partial(map_with_mask, complete), outputs)
+        return self.model(widened, **kwargs)
 
 
 def find_training_graph(

@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops, tree
 from keras.losses import Loss
 
-from keras_rdrop._keras import Tensor, is_ragged
+from keras_rdrop._keras import Tensor, is_ragged, map_with_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,16 +17,23 @@ class PassLayout:
     A batch that is sharded over devices therefore needs no communication.
 
     With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows. The
-    base runs on this widened batch. Targets, predictions and losses are in the full batch of `rows * count` rows,
-    which `spread` and `complete` make. Without a fraction, both are the same.
+    losses and metrics of Keras give every row the same weight, so `complete` repeats the other rows for them. Without a
+    fraction, it changes nothing.
 
     Attributes:
         count: Number of passes.
         fraction: Fraction of the rows that go through all passes. The other rows go through one.
+        rows: Number of rows of a batch before they are repeated, from `for_batch`. With a fraction, what undoes or
+            completes `widen` needs it.
     """
 
     count: int
     fraction: float = 1.0
+    rows: int | Tensor = 0
+
+    def for_batch(self, x: Any) -> "PassLayout":
+        """Returns the layout of one batch, given its inputs."""
+        return dataclasses.replace(self, rows=count_rows(x))
 
     def widen(self, tensor: Tensor) -> Tensor:
         """Repeats the rows that go through all passes.
@@ -48,20 +55,28 @@ class PassLayout:
         repeated = self.repeated_rows(ops.shape(tensor)[0])
         return ops.concatenate([self.spread(tensor[:repeated]), tensor[repeated:]], axis=0)
 
-    def complete(self, tensor: Tensor, rows: int | Tensor) -> Tensor:
-        """Repeats the rows that went through one pass, as if they had gone through all passes.
+    def complete(self, tensor: Tensor) -> Tensor:
+        """Repeats the rows that went through one pass: `(widened rows, ...)` to `(rows * count, ...)`.
 
-        Args:
-            tensor: A tensor of shape `(widened rows, ...)`.
-            rows: Number of rows of the batch before `widen`.
-
-        Returns:
-            A tensor of shape `(rows * count, ...)`.
+        A Keras mask is completed too.
         """
-        if _is_scalar_or_none(tensor):
+        if self.fraction == 1.0 or _is_scalar_or_none(tensor):
             return tensor
-        start = self.count * self.repeated_rows(rows)
-        return ops.concatenate([tensor[:start], self.spread(tensor[start:])], axis=0)
+        start = self._start
+        return map_with_mask(lambda t: ops.concatenate([t[:start], self.spread(t[start:])], axis=0), tensor)
+
+    def merge(self, weights: Tensor) -> Tensor:
+        """Adds up the weights of the copies that `complete` made: `(rows * count, ...)` to `(widened rows, ...)`."""
+        if self.fraction == 1.0:
+            return weights
+        single = ops.sum(self.group(weights[self._start :]), axis=1)
+        return ops.concatenate([weights[: self._start], single], axis=0)
+
+    def only_repeated(self, values: Tensor) -> Tensor:
+        """Sets the values of rows that went through one pass to 0, in a widened batch."""
+        if self.fraction == 1.0:
+            return values
+        return ops.concatenate([values[: self._start], ops.zeros_like(values[self._start :])], axis=0)
 
     def spread(self, tensor: Tensor) -> Tensor:
         """Repeats each row `count` times: `(rows, ...)` to `(rows * count, ...)`."""
@@ -75,7 +90,14 @@ class PassLayout:
         return ops.reshape(repeated, (rows * self.count, *shape))
 
     def group(self, tensor: Tensor) -> Tensor:
-        """Gives the passes their own axis: `(rows * count, ...)` to `(rows, count, ...)`."""
+        """Gives the passes their own axis: `(rows * count, ...)` to `(rows, count, ...)`.
+
+        In a widened batch, the rows that went through one pass follow in groups of unrelated rows, the last of which is
+        filled up with zeros.
+        """
+        missing = -ops.shape(tensor)[0] % self.count if self.fraction < 1.0 else 0
+        if not isinstance(missing, int) or missing:  # a tensor of logits is too large for a copy without a reason
+            tensor = ops.pad(tensor, [[0, missing], *([[0, 0]] * (len(tensor.shape) - 1))])
         return ops.reshape(tensor, (-1, self.count, *ops.shape(tensor)[1:]))
 
     def split(self, tensor: Tensor | None) -> list[Tensor | None]:
@@ -85,8 +107,9 @@ class PassLayout:
         return list(ops.unstack(self.group(tensor), self.count, axis=1))
 
     def ungroup(self, tensor: Tensor) -> Tensor:
-        """Inverse of `group`: `(rows, count, ...)` to `(rows * count, ...)`."""
-        return ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
+        """Inverse of `group`: `(rows, count, ...)` to `(widened rows, ...)`."""
+        tensor = ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
+        return tensor if self.fraction == 1.0 else tensor[: self._start + self.rows - self._start // self.count]
 
     def mean_over_passes(self, value: Tensor, loss: Loss) -> Tensor:
         """Averages a loss over the passes, given its value for the full batch."""
@@ -99,16 +122,20 @@ class PassLayout:
         part = max(fractions.Fraction(self.fraction).limit_denominator(1000), fractions.Fraction(1, 1000))
         return (rows * part.numerator + part.denominator - 1) // part.denominator
 
-    def divergence_scale(self, y_pred: Tensor) -> float | Tensor:
+    def divergence_scale(self) -> float | Tensor:
         """Returns the factor that turns the mean over all rows into the mean over the repeated rows.
 
         Rows that go through one pass add 0 to the divergence.
         """
         if self.fraction == 1.0:
             return 1.0
-        rows = ops.shape(y_pred)[0] // self.count
         # Under `tf.distribute`, the last batch may leave a replica without rows.
-        return ops.divide_no_nan(ops.cast(rows, "float32"), ops.cast(self.repeated_rows(rows), "float32"))
+        return ops.divide_no_nan(ops.cast(self.rows, "float32"), ops.cast(self.repeated_rows(self.rows), "float32"))
+
+    @property
+    def _start(self) -> Any:
+        """The first row of a widened batch that goes through one pass."""
+        return self.count * self.repeated_rows(self.rows)
 
 
 def count_rows(structure: Any) -> int | Tensor:

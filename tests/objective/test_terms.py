@@ -269,7 +269,7 @@ def test_terms_computed_with_the_last_layer_have_the_same_values_and_gradient(re
     y, *weights = (ops.convert_to_tensor(array) for array in (y, *rng.uniform(size=(2, 8, 3)).astype("float32")))
     layer = keras.layers.Dense(5, kernel_initializer="normal")
     layer.build((None, 3, 4))
-    layout = PassLayout(2, fraction=0.5)
+    layout = PassLayout(2, fraction=0.5, rows=5)
     loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2, reduction=reduction)
     joint = JointTerms(loss, SymmetricKL(from_logits=True, reduction=reduction))
 
@@ -278,7 +278,7 @@ def test_terms_computed_with_the_last_layer_have_the_same_values_and_gradient(re
         y_pred = layer(features) if last_layer is None else features
         step = Step(alpha=3.0, layout=layout, last_layer=last_layer)
         loss, divergence = joint(step, OutputBatch(y, y, y_pred, *weights))
-        return loss + 3.0 / 2 * layout.divergence_scale(y_pred) * divergence
+        return loss + 3.0 / 2 * layout.divergence_scale() * divergence
 
     (value, gradient), (expected, expected_gradient) = (
         value_and_gradient(functools.partial(total, last_layer=last_layer), features)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_rdrop._keras import get_mask, set_mask
 from keras_rdrop._passes.layout import PassLayout, count_rows
 
 
@@ -30,9 +31,31 @@ def test_widen_repeats_the_first_rows(count, fraction, rows, rng):
 @pytest.mark.parametrize("count", [2, 3])
 def test_complete_repeats_the_remaining_rows(count, fraction, rng):
     array = ops.convert_to_tensor(rng.normal(size=(7, 3)).astype("float32"))
-    passes = PassLayout(count, fraction)
-    actual = passes.complete(passes.widen(array), 7)
+    layout = PassLayout(count, fraction).for_batch(array)
+    actual = layout.complete(layout.widen(array))
     np.testing.assert_array_equal(as_numpy(actual), np.repeat(as_numpy(array), count, axis=0))
+
+
+def test_complete_repeats_the_mask_too():
+    layout = PassLayout(2, 0.5, rows=4)
+    masked = layout.complete(set_mask(ops.arange(6), ops.convert_to_tensor([True, False, True, True, True, False])))
+    np.testing.assert_array_equal(as_numpy(masked), [0, 1, 2, 3, 4, 4, 5, 5])
+    np.testing.assert_array_equal(as_numpy(get_mask(masked)), [True, False, True, True, True, True, False, False])
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(2, 0.3), (3, 0.3), (3, 0.9), (2, 1.0)])
+def test_merge_adds_up_the_weights_of_the_copies(count, fraction, rng):
+    layout = PassLayout(count, fraction, rows=7)
+    values, weights = rng.normal(size=layout.widen(np.zeros(7)).shape), rng.normal(size=7 * count)
+    expected = np.sum(as_numpy(layout.complete(ops.convert_to_tensor(values))) * weights)
+    merged = as_numpy(layout.merge(ops.convert_to_tensor(weights)))
+    assert np.sum(values * merged) == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_repeated_sets_the_other_rows_to_0():
+    values = ops.arange(1, 7)
+    np.testing.assert_array_equal(as_numpy(PassLayout(2, 0.5, rows=4).only_repeated(values)), [1, 2, 3, 4, 0, 0])
+    assert PassLayout(2, rows=3).only_repeated(values) is values
 
 
 def test_vectors_are_widened(rng):
@@ -69,11 +92,22 @@ def test_group_keeps_the_order_of_rows_and_passes():
     np.testing.assert_array_equal(groups, [[0, 1, 2], [3, 4, 5]])
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 2), (6, 2, 3)])
-def test_ungroup_is_the_inverse_of_group(shape, rng):
-    array = rng.normal(size=shape).astype("float32")
-    passes = PassLayout(3)
-    np.testing.assert_array_equal(as_numpy(passes.ungroup(passes.group(ops.convert_to_tensor(array)))), array)
+def test_group_fills_up_the_rows_that_went_through_one_pass():
+    layout = PassLayout(3, 0.25, rows=5)
+    np.testing.assert_array_equal(
+        as_numpy(layout.group(ops.arange(1, 10))), [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    )  # 2 rows are repeated
+    np.testing.assert_array_equal(
+        as_numpy(PassLayout(3, 0.2, rows=5).group(ops.arange(1, 8))), [[1, 2, 3], [4, 5, 6], [7, 0, 0]]
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+@pytest.mark.parametrize(("count", "fraction", "rows"), [(3, 1.0, 2), (3, 0.2, 5), (2, 0.5, 4), (2, 0.3, 6)])
+def test_ungroup_is_the_inverse_of_group(count, fraction, rows, shape, rng):
+    layout = PassLayout(count, fraction, rows)
+    array = layout.widen(ops.convert_to_tensor(rng.normal(size=(rows, *shape)).astype("float32")))
+    np.testing.assert_array_equal(as_numpy(layout.ungroup(layout.group(array))), as_numpy(array))
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("sum", 2.0), ("sum_over_batch_size", 6.0), (None, 6.0)])
@@ -87,15 +121,14 @@ def test_rounding_errors_do_not_add_a_row(hundredths):
 
 
 def test_divergence_scale_is_the_ratio_of_all_rows_to_repeated_rows():
-    y_pred = ops.ones((20, 5))  # two passes over 10 rows
-    assert PassLayout(2).divergence_scale(y_pred) == 1.0
-    assert float(PassLayout(2, 0.3).divergence_scale(y_pred)) == pytest.approx(10 / 3)
-    assert float(PassLayout(4, 0.3).divergence_scale(y_pred)) == pytest.approx(5 / 2)  # 1.5 rows are rounded up
+    assert PassLayout(2, rows=10).divergence_scale() == 1.0
+    assert float(PassLayout(2, 0.3, rows=10).divergence_scale()) == pytest.approx(10 / 3)
+    assert float(PassLayout(4, 0.3, rows=5).divergence_scale()) == pytest.approx(5 / 2)  # 1.5 rows are rounded up
 
 
 def test_the_divergence_scale_of_no_rows_is_finite():
     """Under `tf.distribute`, the last batch may leave a replica without rows."""
-    assert float(PassLayout(2, 0.5).divergence_scale(np.zeros((0, 3)))) == 0.0
+    assert float(PassLayout(2, 0.5, rows=0).divergence_scale()) == 0.0
 
 
 def test_count_rows_skips_scalars_and_none():

@@ -418,7 +418,8 @@ def test_outputs_that_are_no_predictions_are_left_alone(other, fraction, rng):
 
 
 def test_metrics_count_every_row_once_per_pass_with_a_fraction(rng):
-    x, y, weights = rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), rng.uniform(0.5, 2, size=4)
+    x, y = rng.normal(size=(2, 4, 3)).astype("float32")
+    weights = rng.uniform(0.5, 2, size=4)
     noise = rng.uniform(size=(6, 3))  # two passes over the first two rows
 
     def difference(y_true, y_pred):

@@ -435,6 +435,86 @@ def test_metrics_count_every_row_once_per_pass_with_a_fraction(rng):
     np.testing.assert_allclose(logs["weighted_difference"], np.average(rows, weights=weights), rtol=1e-5)
 
 
+@pytest.mark.parametrize("by", ["loss_weights", "divergence"])
+def test_a_list_beside_a_dict_of_losses_has_the_order_of_the_outputs(by, rng):
+    inputs = keras.Input((4,))
+    noisy = keras.layers.Dense(1, name="z")(keras.layers.Dropout(0.5)(inputs))
+    outputs = [noisy, keras.layers.Dense(3, activation="softmax", name="a")(inputs)]
+    losses = {"z": "mse", "a": "sparse_categorical_crossentropy"}
+    x = rng.normal(size=(8, 4)).astype("float32")
+    values = {"loss_weights": [1.0, 0.0], "divergence": ["mean_squared_difference", None]}[by]
+    divergences = []
+    for value in (values, dict(zip("za", values, strict=True))):
+        keras.utils.set_random_seed(0)
+        model = RDropModel(keras.models.clone_model(keras.Model(inputs, outputs)), **_only(by, "divergence", value))
+        model.compile("sgd", losses, **_only(by, "loss_weights", value))
+        divergences.append(model.train_on_batch(x, [x[:, :1], np.zeros(8)], return_dict=True)["divergence"])
+    assert divergences[0] == pytest.approx(divergences[1])
+    assert divergences[0] > 0
+
+
+def test_nested_loss_weights_go_with_the_loss_of_their_name(rng):
+    inputs = keras.Input((4,))
+    noisy = keras.layers.Dense(2, name="x")(keras.layers.GaussianNoise(1.0)(inputs))
+    outputs = {"a": {"y": keras.layers.Dense(1, name="y")(inputs), "x": noisy}, "b": keras.layers.Dense(1)(inputs)}
+    losses = {"a": {"x": "mse", "y": "mae"}, "b": "mse"}
+    x = rng.normal(size=(8, 4)).astype("float32")
+    divergences = []
+    for weights in ({"y": 0.5, "x": 3.0}, {"x": 3.0, "y": 0.5}):
+        keras.utils.set_random_seed(0)
+        model = RDropModel(keras.models.clone_model(keras.Model(inputs, outputs)))
+        model.compile("sgd", losses, loss_weights={"a": weights, "b": 1.0})
+        y = {"a": {"y": x[:, :1], "x": x[:, :2]}, "b": x[:, :1]}
+        divergences.append(model.train_on_batch(x, y, return_dict=True)["divergence"])
+    assert divergences[0] == pytest.approx(divergences[1])
+
+
+def _only(name, wanted, value):
+    return {name: value} if name == wanted else {}
+
+
+@pytest.mark.parametrize("change", ["activation", "lora", "quantize"])
+def test_predict_follows_a_change_of_the_base(change, rng):
+    """`predict` runs the base, which keeps its compiled function until the next `compile` or `quantize`."""
+    x, y = data(rng)
+    model = RDropModel(dropout_classifier())
+    model.compile("sgd", sparse_ce())
+    before = model.predict(x, verbose=0)
+    if change == "quantize":
+        model.quantize("int8")
+    else:
+        last = model.base.layers[-1]
+        if change == "activation":
+            last.activation = keras.activations.softmax
+        else:
+            last.enable_lora(2)
+        model.compile(
+            keras.optimizers.Adam(0.1), "sparse_categorical_crossentropy" if change == "activation" else sparse_ce()
+        )
+        model.fit(x, y, verbose=0)
+    predictions = model.predict(x, verbose=0)
+    np.testing.assert_allclose(predictions, keras.ops.convert_to_numpy(model(x)), rtol=1e-4, atol=1e-5)
+    assert np.abs(predictions - before).max() > 1e-4
+
+
+def test_a_metric_function_named_divergence_raises_an_error():
+    def divergence(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    with pytest.raises(ValueError, match="Expected metrics with names other than 'divergence'"):
+        RDropModel(dropout_classifier()).compile("sgd", sparse_ce(), metrics=[divergence])
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="Keras requires the last axis on TensorFlow")
+def test_a_sparse_loss_over_another_axis_needs_a_divergence_over_that_axis():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, axis=1)
+    model = RDropModel(dropout_classifier(), divergence=divergences.SymmetricKL(from_logits=True))
+    with pytest.raises(ValueError, match="axis=-1"):
+        model.compile("sgd", loss)
+    model = RDropModel(dropout_classifier(), divergence=divergences.SymmetricKL(from_logits=True, axis=1))
+    model.compile("sgd", loss)
+
+
 def test_a_loss_weight_of_none_is_1(rng):
     x, y = data(rng)
     losses = []

@@ -84,7 +84,10 @@ class PreprocessingModel(keras.Model):
             for name in ("run_eagerly", "steps_per_execution", "jit_compile"):
                 if getattr(self.base, name) != getattr(self, name):
                     setattr(self.base, name, getattr(self, name))
-                    self.base.predict_function = None
+                    self.predict_function = None
+        if self.predict_function is None:  # `compile` and `quantize` reset it, because the base may have changed
+            self.base.make_predict_function(force=True)
+            self.predict_function = self.base.predict_function
         return self.base
 
     def _preprocesses(self) -> bool:

@@ -219,23 +219,25 @@ class RDropModel(PreprocessingModel):
         """
         if loss is None:
             raise ValueError("Expected `loss` in `compile()`, because it selects the divergence. Received: loss=None")
-        output_names = getattr(self, "output_names", None)
-        for metric in tree.flatten((args, kwargs)):
+        output_names: Any = getattr(self, "output_names", None)
+        for metric in [*tree.flatten((args, kwargs)), *self.base.metrics]:
             if "divergence" in (getattr(metric, "name", None), getattr(metric, "__name__", None)):
                 raise ValueError(
                     "Expected metrics with names other than 'divergence', which the logs use for the divergence. "
                     f"Received: {metric!r}"
                 )
-        names = output_names, not (output_names and isinstance(self.base.output, dict))
-        loss_weights = pairing.sort_by_output("loss_weights", loss_weights, loss, *names)
-        divergence = pairing.sort_by_output("divergence", self.divergence, loss, *names)
-        output_losses = pairing.output_losses(loss, divergence, loss_weights, self._current, self.unlabelled)
+        losses = loss
+        is_by_name = isinstance(loss, dict) and output_names is not None and set(loss) == set(output_names)
+        if is_by_name and not isinstance(self.base.output, dict):  # Keras takes lists in the order of the outputs
+            losses = [loss[name] for name in output_names]
+        loss_weights = pairing.sort_by_output("loss_weights", loss_weights, losses, output_names)
+        divergence = pairing.sort_by_output("divergence", self.divergence, losses, output_names)
+        output_losses = pairing.output_losses(losses, divergence, loss_weights, self._current, self.unlabelled)
         if self.fuse_head and not any(map(pairing.supports_last_layer, tree.flatten(output_losses))):
             required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL"
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
         self.loss, self._pairs_rows = loss, None
-        self.base.predict_function = None  # `predict` runs the base, which may have changed since its last trace
         self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
@@ -273,11 +275,6 @@ class RDropModel(PreprocessingModel):
                 f"that calls `model.base` instead. Received: {self!r}"
             )
         return self.base.export(*args, **kwargs)
-
-    @overrides(keras.Model.quantize)
-    def quantize(self, **arguments: Any) -> None:
-        super().quantize(**arguments)
-        self.base.predict_function = None
 
     def make_train_function(self, force: bool = False) -> Any:
         # Since the last time, the base may have been built or its dropout rates may have changed.

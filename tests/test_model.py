@@ -497,12 +497,21 @@ def test_predict_follows_a_change_of_the_base(change, rng):
     assert np.abs(predictions - before).max() > 1e-4
 
 
-def test_a_metric_function_named_divergence_raises_an_error():
+def test_metrics_named_divergence_raise_an_error():
     def divergence(y_true, y_pred):
         return keras.ops.mean(y_pred)
 
     with pytest.raises(ValueError, match="Expected metrics with names other than 'divergence'"):
         RDropModel(dropout_classifier()).compile("sgd", sparse_ce(), metrics=[divergence])
+
+    class WithMetric(keras.layers.Dense):
+        def __init__(self, units):
+            super().__init__(units)
+            self.metric = keras.metrics.Mean(name="divergence")
+
+    base = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.3), WithMetric(CLASSES)])
+    with pytest.raises(ValueError, match="Expected metrics with names other than 'divergence'"):
+        RDropModel(base).compile("sgd", sparse_ce())
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="Keras requires the last axis on TensorFlow")

@@ -72,22 +72,18 @@ def output_losses(
     return tree.map_structure(output_loss, loss, divergence, loss_weights)
 
 
-def sort_by_output(name: str, value: Any, loss: Any, output_names: Any, names_are_ordered: bool = True) -> Any:
-    """Sorts an argument with one value per output by the order of the losses. Returns any other value unchanged.
+def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
+    """Sorts a dict with the names of outputs as keys by the order of the losses. Returns any other value unchanged.
 
     Args:
         name: Name of the argument.
         value: The argument: one value, or a structure with one value per output.
         loss: As in `keras.Model.compile`.
         output_names: Names of the outputs, or `None` if they are unknown.
-        names_are_ordered: Whether a list has the order of `output_names`, as for outputs in a list.
 
     Raises:
         ValueError: If a key is not the name of an output, or if one is missing.
     """
-    is_list = isinstance(value, (list, tuple)) and isinstance(loss, dict) and names_are_ordered
-    if is_list and output_names is not None and len(value) == len(output_names) and set(loss) == set(output_names):
-        value = dict(zip(output_names, value, strict=True))
     if not isinstance(value, dict) or (output_names is None and not isinstance(loss, dict)):
         return value
     names = list(loss if isinstance(loss, dict) else output_names)
@@ -95,7 +91,7 @@ def sort_by_output(name: str, value: Any, loss: Any, output_names: Any, names_ar
         raise ValueError(
             f"Expected `{name}` to have the names of the outputs as keys: {names}. Received: {name}={value}"
         )
-    return {key: value[key] for key in names} if isinstance(loss, dict) else [value[key] for key in names]
+    return _in_order_of(loss, value) if isinstance(loss, dict) else [value[key] for key in names]
 
 
 def check_divergence(divergence: Any) -> None:
@@ -112,14 +108,14 @@ def _per_loss(name: str, value: Any, loss: Any) -> Any:
     """Returns `value` in the structure of `loss`. As in Keras, a list may stand in for a dict, and vice versa."""
     if not tree.is_nested(value):
         return tree.map_structure(lambda _: value, loss)
-    flat = tree.flatten(_in_order_of(loss, value))
+    flat = tree.flatten(value)
     if len(flat) != len(tree.flatten(loss)):
         raise ValueError(f"Expected `{name}` to have one entry for each loss in loss={loss}. Received: {name}={value}")
     return tree.pack_sequence_as(loss, flat)
 
 
 def _in_order_of(loss: Any, value: Any) -> Any:
-    """Gives nested dicts the order of the keys of `loss`. On PyTorch, `keras.tree` keeps the order of a dict."""
+    """Sorts a dict, and the dicts in it, by the keys of `loss`. On PyTorch, `keras.tree` keeps the order of a dict."""
     if isinstance(loss, dict) and isinstance(value, dict) and set(loss) == set(value):
         return {key: _in_order_of(loss[key], value[key]) for key in loss}
     return value

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import functools
 from typing import Any
 
 from keras import ops, tree
@@ -23,8 +24,7 @@ class PassLayout:
     Attributes:
         count: Number of passes.
         fraction: Fraction of the rows that go through all passes. The other rows go through one.
-        rows: Number of rows of a batch before they are repeated, from `for_batch`. With a fraction, what undoes or
-            completes `widen` needs it.
+        rows: Number of rows of the batch, before they are repeated. `for_batch` sets it.
     """
 
     count: int
@@ -58,7 +58,7 @@ class PassLayout:
     def complete(self, tensor: Tensor) -> Tensor:
         """Repeats the rows that went through one pass: `(widened rows, ...)` to `(rows * count, ...)`.
 
-        A Keras mask is completed too.
+        It does the same to the Keras mask.
         """
         if self.fraction == 1.0 or _is_scalar_or_none(tensor):
             return tensor
@@ -92,11 +92,10 @@ class PassLayout:
     def group(self, tensor: Tensor) -> Tensor:
         """Gives the passes their own axis: `(rows * count, ...)` to `(rows, count, ...)`.
 
-        In a widened batch, the rows that went through one pass follow in groups of unrelated rows, the last of which is
-        filled up with zeros.
+        With a fraction, the rows that went through one pass are grouped with each other, and zeros fill the last group.
         """
         missing = -ops.shape(tensor)[0] % self.count if self.fraction < 1.0 else 0
-        if not isinstance(missing, int) or missing:  # a tensor of logits is too large for a copy without a reason
+        if not isinstance(missing, int) or missing:  # padding copies the tensor, which may be logits
             tensor = ops.pad(tensor, [[0, missing], *([[0, 0]] * (len(tensor.shape) - 1))])
         return ops.reshape(tensor, (-1, self.count, *ops.shape(tensor)[1:]))
 
@@ -109,7 +108,7 @@ class PassLayout:
     def ungroup(self, tensor: Tensor) -> Tensor:
         """Inverse of `group`: `(rows, count, ...)` to `(widened rows, ...)`."""
         tensor = ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
-        return tensor if self.fraction == 1.0 else tensor[: self._start + self.rows - self._start // self.count]
+        return tensor if self.fraction == 1.0 else tensor[: self.rows + (self.count - 1) * self._repeated]
 
     def mean_over_passes(self, value: Tensor, loss: Loss) -> Tensor:
         """Averages a loss over the passes, given its value for the full batch."""
@@ -118,8 +117,7 @@ class PassLayout:
 
     def repeated_rows(self, rows: int | Tensor) -> Any:
         """Returns how many rows of a batch go through all passes: the fraction, rounded up, but at least one row."""
-        # With integers, no rounding error adds a row.
-        part = max(fractions.Fraction(self.fraction).limit_denominator(1000), fractions.Fraction(1, 1000))
+        part = _as_ratio(self.fraction)  # with integers, no rounding error adds a row
         return (rows * part.numerator + part.denominator - 1) // part.denominator
 
     def divergence_scale(self) -> float | Tensor:
@@ -130,12 +128,21 @@ class PassLayout:
         if self.fraction == 1.0:
             return 1.0
         # Under `tf.distribute`, the last batch may leave a replica without rows.
-        return ops.divide_no_nan(ops.cast(self.rows, "float32"), ops.cast(self.repeated_rows(self.rows), "float32"))
+        return ops.divide_no_nan(ops.cast(self.rows, "float32"), ops.cast(self._repeated, "float32"))
+
+    @functools.cached_property
+    def _repeated(self) -> Any:
+        return self.repeated_rows(self.rows)
 
     @property
     def _start(self) -> Any:
         """The first row of a widened batch that goes through one pass."""
-        return self.count * self.repeated_rows(self.rows)
+        return self.count * self._repeated
+
+
+@functools.cache
+def _as_ratio(fraction: float) -> fractions.Fraction:
+    return max(fractions.Fraction(fraction).limit_denominator(1000), fractions.Fraction(1, 1000))
 
 
 def count_rows(structure: Any) -> int | Tensor:

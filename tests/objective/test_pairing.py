@@ -194,9 +194,7 @@ def test_sort_by_output_follows_the_order_of_the_losses():
     assert list(by_name.items()) == [("b", 2), ("a", 1)]
     assert sort_by_output("divergence", value, ["mse", "mae"], ["b", "a"]) == [2, 1]
     assert sort_by_output("divergence", value, "mse", None) is value
-    losses = {"b": "mse", "a": "mae"}
-    assert sort_by_output("divergence", [1, 2], losses, ["a", "b"]) == {"a": 1, "b": 2}  # as in Keras
-    assert sort_by_output("divergence", [1, 2], losses, ["a", "b"], names_are_ordered=False) == [1, 2]
+    assert sort_by_output("divergence", [1, 2], {"b": "mse", "a": "mae"}, ["a", "b"]) == [1, 2]
     for keys in ({"a": 1}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 2}):
         with pytest.raises(
             ValueError, match="Expected `divergence` to have the names of the outputs as keys: ..b', 'a"

@@ -93,13 +93,11 @@ def test_group_keeps_the_order_of_rows_and_passes():
 
 
 def test_group_fills_up_the_rows_that_went_through_one_pass():
-    layout = PassLayout(3, 0.25, rows=5)
-    np.testing.assert_array_equal(
-        as_numpy(layout.group(ops.arange(1, 10))), [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    )  # 2 rows are repeated
-    np.testing.assert_array_equal(
-        as_numpy(PassLayout(3, 0.2, rows=5).group(ops.arange(1, 8))), [[1, 2, 3], [4, 5, 6], [7, 0, 0]]
-    )
+    two_repeated, one_repeated = PassLayout(3, 0.4, rows=5), PassLayout(3, 0.2, rows=5)
+    groups = as_numpy(two_repeated.group(ops.arange(1, 10)))
+    np.testing.assert_array_equal(groups, [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    groups = as_numpy(one_repeated.group(ops.arange(1, 8)))
+    np.testing.assert_array_equal(groups, [[1, 2, 3], [4, 5, 6], [7, 0, 0]])
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])

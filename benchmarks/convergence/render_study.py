@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -54,8 +55,9 @@ METHOD = """\
 
 Every arm trains at every budget, with its learning rate schedule stretched to it. The test score is that of the
 checkpoint with the best validation score. Plain training and R-Drop were tuned with the same number of trials, on
-validation data and with seeds of their own. The [protocol](protocol.md) was written before the first test score was
-read, and lists its later changes. It defines the arms, the tasks and the verdicts.
+validation data and with seeds of their own. R-Drop takes the learning rate that was chosen for plain training. The
+[protocol](protocol.md) was written before the first test score was read, and lists its later changes. It defines the
+arms, the tasks and the verdicts.
 
 `make evidence` runs what is missing in `benchmarks/convergence/results/`, which has all settings and scores, and
 renders this page.
@@ -161,62 +163,58 @@ def listed(names):
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def verdicts_on(comparisons, names_tasks=True):
-    """Says on which tasks the comparisons are better, worse, or neither. Takes a dict of task to comparison."""
+def answer(tasks):
+    """Says whether R-Drop gives a better model, and for each task with how much compute it does."""
+    converged = [results for results in tasks if results.has_converged]
+    better = [f'"{results.name}"' for results in converged if results.compare_best("R-Drop").verdict == "better"]
+    if better:
+        first = f"At convergence, R-Drop gave a better model on {listed(better)}."
+    else:
+        first = "R-Drop gave no better model at convergence." if converged else "No task has converged yet."
+    count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks."
+    help_to_decide = "[Four questions](should_i_use_it.md) help you decide."
+    return "\n\n".join([wrap(f"{first} {count} {help_to_decide}"), "\n".join(map(summary, tasks))])
+
+
+def summary(results):
+    """Compares R-Drop with plain training on one task: at the best budget of each, and with the same row passes."""
+    sentences = []
+    if results.has_converged:
+        sentences.append(f"At the best budget of each, R-Drop was {by_score(results, 'R-Drop')}.")
+        sentences += [f'"{arm}" was {by_score(results, arm)}.' for arm in CHEAP if results.rungs(arm)]
+    else:
+        names = {"plain": "plain training", "R-Drop": "R-Drop"}
+        missing = [names[arm] for arm in DECIDING if results.converged_at[arm] is None]
+        sentences.append(f"The best models are not known yet: {listed(missing)} may gain from a larger budget.")
+    subjects = "With the same row passes, the {} of R-Drop", "Its {}"
+    for subject, name in zip(subjects, results.names, strict=False):
+        found = [
+            f"{says(verdict)} at budget{'s' * (len(rungs) > 1)} {listed(rungs)}"
+            for verdict, rungs in verdicts(results, name).items()
+            if rungs
+        ]
+        sentences.append(f"{subject.format(name)} was {', and '.join(found)}.")
+    return textwrap.fill(" ".join([f"- **{results.name}.**", *sentences]), 120, subsequent_indent="  ")
+
+
+def says(verdict):
+    return "not measurably different" if verdict == "no difference seen" else verdict
+
+
+def by_score(results, arm):
+    """Compares the best budget of an arm with that of plain training by every score."""
     parts = []
-    for verdict in VERDICTS:
-        names = [f'"{task}"' for task, comparison in comparisons.items() if comparison.verdict == verdict]
-        if names:
-            what = "not measurably different" if verdict == "no difference seen" else verdict
-            on_all = len(names) == len(comparisons) > 1
-            where = f" on {f'all {len(names)} tasks' if on_all else listed(names)}"
-            parts.append(what + (where if names_tasks else ""))
+    for name in results.names:
+        scores = (results.scores(which, results.best_rung(which), name).mean() for which in (arm, "plain"))
+        values = " against ".join(f"{score:#.3g}".rstrip(".") for score in scores)
+        parts.append(f"{says(results.compare_best(arm, name).verdict)} by {name} ({values})")
     return listed(parts)
 
 
-def answer(tasks):
-    """Says where R-Drop gives a better model, with how much compute it does, and what the cheap arms give."""
-    converged = [results for results in tasks if results.has_converged]
-
-    def best(arm, name=None):
-        return {
-            results.name: results.compare_best(arm, name)
-            for results in converged
-            if results.rungs(arm) and (name is None or name in results.names)
-        }
-
-    def at(which, name=None):
-        rungs = {results: results.common_rungs()[which] for results in tasks if name is None or name in results.names}
-        return {results.name: results.compare("R-Drop", rung, rung, name) for results, rung in rungs.items()}
-
-    def other_names(tasks):
-        return dict.fromkeys(name for results in tasks for name in results.names[1:])
-
-    def was(comparisons):
-        return f"was {verdicts_on(comparisons, names_tasks=len(tasks) > 1)}"
-
-    sentences = []
-    if converged:
-        found = best("R-Drop")
-        if "better" not in {comparison.verdict for comparison in found.values()}:
-            sentences.append("R-Drop gave no better model at convergence.")
-        sentences.append(f"At convergence, R-Drop {was(found)}, compared with plain training.")
-        sentences += [f"By {name}, it {was(best('R-Drop', name))}." for name in other_names(converged)]
-        sentences += [f'"{arm}" {was(best(arm))}.' for arm in CHEAP if best(arm)]
-    smallest, largest = (was(at(which)) for which in (0, -1))
-    sentences.append(
-        f"With the same row passes, R-Drop {smallest} at the smallest budget, and {largest} at the largest."
-    )
-    sentences += [f"By {name}, it {was(at(-1, name))} at the largest budget." for name in other_names(tasks)]
-    if len(tasks) == 1:
-        sentences.insert(0, f'The study has one task so far, "{tasks[0].name}".')
-    for arm, subject in zip(DECIDING, ("Plain training", "R-Drop"), strict=True):
-        if names := [f'"{results.name}"' for results in tasks if results.converged_at[arm] is None]:
-            sentences.append(
-                f"{subject} has not converged on {listed(names)}, so its best model there is not known yet."
-            )
-    sentences.append("[Four questions](should_i_use_it.md) help you decide.")
-    return wrap(" ".join(sentences))
+def verdicts(results, name):
+    """Returns the budgets of each verdict on R-Drop and plain training with the same row passes, as a dict of lists."""
+    found = {rung: results.compare("R-Drop", rung, rung, name).verdict for rung in results.common_rungs()}
+    return {verdict: [str(rung) for rung in found if found[rung] == verdict] for verdict in VERDICTS}
 
 
 def mean_and_deviation(values):
@@ -239,8 +237,7 @@ def table_of_verdicts(tasks):
     lines = []
     for results in tasks:
         for name in results.names:
-            found = {rung: results.compare("R-Drop", rung, rung, name).verdict for rung in results.common_rungs()}
-            cells = [", ".join(str(rung) for rung in found if found[rung] == verdict) for verdict in VERDICTS]
+            cells = [", ".join(rungs) for rungs in verdicts(results, name).values()]
             lines.append([results.name if name == results.names[0] else "", name, *cells])
     return markdown_table(["task", "score", *VERDICTS], lines)
 

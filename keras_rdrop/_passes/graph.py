@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_rdrop._keras import MapWithMask, Tensor
+from keras_rdrop._keras import MapWithMask, Tensor, is_masked
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.layout import PassLayout
@@ -60,6 +60,8 @@ def find_training_graph(
     try:
         return _training_graph(base, layout, share_prefix, fuse_head)
     except Exception as error:  # user-defined layers are called again, and may not accept this batch size
+        if fuse_head and share_prefix:
+            return find_training_graph(base, layout, False, fuse_head)
         is_known = isinstance(error, _NoTrainingGraph)
         return TrainingGraph(layout, base, str(error) if is_known else f"its layers cannot be called again ({error})")
 
@@ -110,8 +112,8 @@ def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, f
     _GraphRebuilder(layout, share_prefix, rows=base.inputs[0].shape[0] or _probe_rows(base)).rebuild(base)
     rebuilder = _GraphRebuilder(layout, share_prefix)
     model = rebuilder.rebuild(base)
-    if fuse_head and not rebuilder.frontier:  # no layer is random, so the rows would be repeated after the last layer
-        return _training_graph(base, layout, False, fuse_head)
+    if fuse_head and not rebuilder.frontier:
+        raise _NoTrainingGraph("no layer is random, so the rows would be repeated after the last layer")
     if not fuse_head and not rebuilder.shared:
         raise _NoTrainingGraph("its first layer may be random")
     model, last_layer = rebuilder.split_last_layer(model) if fuse_head else (rebuilder.flatten_last_layer(model), None)
@@ -157,6 +159,9 @@ class _GraphRebuilder:
         self._widen = MapWithMask(layout.widen)
         # The widened tensor by the id of the original, and by its own id.
         self._widened: dict[int, Tensor] = {}
+        # The tensors that layers read once per row, and the first attention layer to read each tensor, by its id.
+        self._read_once: dict[int, Tensor] = {}
+        self._attention: dict[int, keras.Layer] = {}
         # A layer that could be the last one, and its input, by the id of its output.
         self._last_layers: dict[int, tuple[LastLayer, Tensor]] = {}
         # The reason why `LastLayer` does not support any other layer, by the id of its output.
@@ -170,6 +175,7 @@ class _GraphRebuilder:
         plain = _as_functional(base)
         inputs = tree.map_structure(new_input, plain.input)
         clone = keras.models.clone_model(plain, inputs, clone_function=lambda layer: layer, call_function=self._call)
+        self._check_masks()
         return keras.Model(clone.input, tree.map_structure(self._with_all_passes, clone.output))
 
     def split_last_layer(self, model: keras.Model) -> tuple[keras.Model, LastLayer]:
@@ -195,12 +201,17 @@ class _GraphRebuilder:
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
         needs_all_passes = not self.share_prefix or randomness.may_be_random(layer)
-        has_all_passes = any(self._is_widened(tensor) for tensor in tree.flatten((args, kwargs)))
+        tensors = [tensor for tensor in tree.flatten((args, kwargs)) if isinstance(tensor, keras.KerasTensor)]
+        has_all_passes = any(map(self._is_widened, tensors))
+        removes_masks = _removes_masks(layer)
+        if removes_masks:
+            self._attention = {id(tensor): layer for tensor in tensors} | self._attention
         if not needs_all_passes and not has_all_passes:
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
+                self._read_once.update({id(tensor): tensor for tensor in tensors})
             return tree.map_structure(_as_dense, layer(*args, **kwargs))
-        if not has_all_passes and _is_functional(layer):
+        if not has_all_passes and _is_functional(layer) and not (removes_masks and any(map(is_masked, tensors))):
             layer = self.rebuild(layer)
         else:
             if not has_all_passes:
@@ -215,6 +226,17 @@ class _GraphRebuilder:
             self._obstacles[id(outputs)] = f"its last layer '{layer.name}' {obstacle}"
         return outputs
 
+    def _check_masks(self) -> None:
+        """Checks that each layer gets the mask that it has in the base.
+
+        An attention layer removes the mask of its inputs, so the layers that are called after it get none. The order of
+        the calls may change between layers that run once per row and layers that run once per pass.
+        """
+        for key in self._attention.keys() & self._read_once.keys() & self._widened.keys():
+            if is_masked(self._read_once[key]):
+                name = self._attention[key].name
+                raise _NoTrainingGraph(f"its layer '{name}' removes the mask of a tensor that a random layer reads too")
+
     def _is_widened(self, tensor: Any) -> bool:
         return tensor is not None and self._widened.get(id(tensor)) is tensor
 
@@ -227,6 +249,12 @@ class _GraphRebuilder:
             widened = self._widen(tensor)
             self._widened[id(tensor)] = self._widened[id(widened)] = widened
         return self._widened[id(tensor)]
+
+
+def _removes_masks(operation: Any) -> bool:
+    """Whether an operation removes the masks of its inputs while it runs, as attention layers of Keras do."""
+    layers = randomness.all_layers(operation) if isinstance(operation, keras.Layer) else []
+    return any(isinstance(layer, keras.layers.MultiHeadAttention) for layer in layers)
 
 
 def _as_dense(tensor: Any) -> Any:

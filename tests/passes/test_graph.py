@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.straightforward import UnoptimizedSymmetricKL
 
@@ -55,6 +55,15 @@ def two_output_base():
     return keras.Model(inputs, {"p": layers.Dense(3)(stochastic), "q": layers.Dense(3)(deterministic)})
 
 
+def attention_base():
+    """Build a base in which an attention layer removes the mask of a tensor before or after a random layer reads it."""
+    tokens = keras.Input((5,), dtype="int32")
+    hidden = layers.Dense(4)(layers.Embedding(10, 4, mask_zero=True)(tokens))
+    attended = layers.MultiHeadAttention(2, 2)(hidden, hidden)
+    random = layers.MultiHeadAttention(2, 2, dropout=0.3, seed=1)(hidden, hidden)
+    return keras.Model(tokens, layers.Dense(3)(layers.Add()([random, attended])))
+
+
 def image_data(rng):
     return rng.normal(size=(6, 6, 6, 2)).astype("float32"), rng.integers(0, 3, 6)
 
@@ -75,6 +84,7 @@ BASES = {
     "images": (image_base, image_data, 5),
     "sequences": (sequence_base, sequence_data, 3),
     "two outputs": (two_output_base, two_output_data, 1),
+    "attention": (attention_base, sequence_data, 0),
 }
 
 
@@ -107,7 +117,7 @@ def test_sharing_the_prefix_does_not_change_logs_or_weights(name, passes, rng):
 def test_the_training_graph_returns_every_row_once_per_pass(name, rng):
     make_base, make_data, _ = BASES[name]
     x, _ = make_data(rng)
-    outputs = find_training_graph(make_base(), PassLayout(3)).model(x, training=True)
+    outputs = find_training_graph(make_base(), PassLayout(3))(x, training=True)
     assert {tensor.shape[0] for tensor in keras.tree.flatten(outputs)} == {18}
 
 
@@ -249,6 +259,7 @@ def unbuilt():
         (custom_first_layer, "its first layer may be random"),
         (random_first_layer, "its first layer may be random"),
         (unbuilt, "a subclassed or unbuilt base has no graph"),
+        (attention_base, "removes the mask of a tensor that a random layer reads too"),
     ],
 )
 def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
@@ -379,6 +390,7 @@ def random_sequence_base(rng, size):
 @pytest.mark.usefixtures("kernel_for_any_size")
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 10), passes=st.integers(2, 3), fuse_head=st.booleans())
+@example(seed=13376, size=10, passes=2, fuse_head=False)  # attention that removes the mask of a random layer
 @pytest.mark.parametrize("build", [random_base, random_sequence_base])
 def test_optimizations_do_not_change_training_on_random_graphs(build, seed, size, passes, fuse_head):
     """The shared prefix, joint kernel and `fuse_head` do not change the logs or the trained weights."""

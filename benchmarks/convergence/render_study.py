@@ -157,20 +157,24 @@ def load_tasks(folder):
     return [results for results in tasks if results.common_rungs()]
 
 
-def listed(names):
+def listed(names, last_comma=""):
     """Joins names: "a", "a and b", or "a, b and c"."""
     *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"{', '.join(others)}{last_comma} and {last}" if others else last
 
 
 def answer(tasks):
     """Says whether R-Drop gives a better model, and for each task with how much compute it does."""
-    converged = [results for results in tasks if results.has_converged]
-    better = [f'"{results.name}"' for results in converged if results.compare_best("R-Drop").verdict == "better"]
+    found = {f'"{results.name}"': results.compare_best("R-Drop").verdict for results in tasks if results.has_converged}
+    better = [name for name in found if found[name] == "better"]
+    others = [name for name in found if name not in better]
     if better:
-        first = f"At convergence, R-Drop gave a better model on {listed(better)}."
+        rest = f", and no better one on {listed(others)}" if others else ""
+        first = f"At convergence, R-Drop gave a better model on {listed(better)}{rest}."
+    elif others:
+        first = "R-Drop gave no better model at convergence."
     else:
-        first = "R-Drop gave no better model at convergence." if converged else "No task has converged yet."
+        first = "No task has converged yet."
     count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks."
     help_to_decide = "[Four questions](should_i_use_it.md) help you decide."
     return "\n\n".join([wrap(f"{first} {count} {help_to_decide}"), "\n".join(map(summary, tasks))])
@@ -193,7 +197,7 @@ def summary(results):
             for verdict, rungs in verdicts(results, name).items()
             if rungs
         ]
-        sentences.append(f"{subject.format(name)} was {', and '.join(found)}.")
+        sentences.append(f"{subject.format(name)} was {listed(found, ',')}.")
     return textwrap.fill(" ".join([f"- **{results.name}.**", *sentences]), 120, subsequent_indent="  ")
 
 

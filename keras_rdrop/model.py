@@ -249,7 +249,7 @@ class RDropModel(PreprocessingModel):
             **kwargs: Further arguments of `keras.Model.load_weights`.
 
         Raises:
-            ValueError: If the file holds the weights of neither.
+            ValueError: If the file holds the weights of neither, or if the base has not been built.
 
         Example:
 
@@ -258,6 +258,8 @@ class RDropModel(PreprocessingModel):
         keras_rdrop.RDropModel(base).load_weights("base.weights.h5")
         ```
         """
+        if not self.base.built:  # `build` does not build the base, so nothing would be loaded
+            raise ValueError(f"Expected a base that has been built. Received: base={self.base!r}. Build it first.")
         try:
             super().load_weights(filepath, *args, **kwargs)
         except ValueError as error:

@@ -111,6 +111,15 @@ def test_a_weights_file_of_another_model(batch, tmp_path):
         model.load_weights(tmp_path / "other.weights.h5")
 
 
+@pytest.mark.filterwarnings("ignore:`build")
+def test_weights_are_not_loaded_into_an_unbuilt_base(tmp_path):
+    base = keras.Sequential([keras.layers.Dense(2), keras.layers.Dropout(0.5)])
+    model = RDropModel(base)
+    model.build((None, 3))
+    with pytest.raises(ValueError, match=r"Expected a base that has been built. Received: base=<Sequential"):
+        model.load_weights(tmp_path / "model.weights.h5")
+
+
 def test_model_has_the_weights_of_its_base(batch):
     base = functional()
     model = compiled(base)

@@ -5,24 +5,34 @@ from rich.table import Table
 
 from keras_rdrop.recipes import RECIPES
 
+_COLUMNS = ("recipe", "alpha", "dropout", "learning rate", "steps", "metric", "plain", "R-Drop")
+
 
 def _text(value: object) -> str:
     if value is None:
-        return "not stated"
+        return "-"
     return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:,g}"
 
 
 def main() -> None:
-    table = Table(title="The settings of the R-Drop paper")
-    for column in ("recipe", "alpha", "dropout", "learning rate", "steps", "metric", "plain", "R-Drop"):
-        table.add_column(column, no_wrap=column == "recipe")
-    for name, recipe in RECIPES.items():
-        numbers = (recipe.alpha, recipe.dropout, recipe.learning_rate, recipe.steps)
-        results = (recipe.baseline, recipe.rdrop)
-        table.add_row(name, *map(_text, numbers), ", ".join(recipe.metric), *map(_text, results))
+    rows = [
+        (
+            name,
+            *map(_text, (recipe.alpha, recipe.dropout, recipe.learning_rate, recipe.steps)),
+            ", ".join(recipe.metric),
+            *map(_text, (recipe.baseline, recipe.rdrop)),
+        )
+        for name, recipe in RECIPES.items()
+    ]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in zip(_COLUMNS, *rows, strict=True):
+        table.add_column(column[0], width=max(map(len, " ".join(column).split())))  # of the longest word
+    for row in rows:
+        table.add_row(*row)
     console = Console()
     console.print(table)
-    console.print("`keras_rdrop.recipes.RECIPES` holds the other settings and the source of every number.")
+    console.print("\nA dash marks a number that the paper does not state.")
+    console.print("`keras_rdrop.recipes.RECIPES` holds the other settings and all sources.")
 
 
 if __name__ == "__main__":

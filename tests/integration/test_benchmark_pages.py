@@ -102,3 +102,11 @@ def test_arms_whose_interval_excludes_0_are_better_or_worse(better, sentence, tm
     results["rows"] = results["rows"][:1]
     write(tmp_path, results)
     assert "Better: no arm. Worse: no arm." in render.render_section(section, tmp_path)
+
+
+@pytest.mark.parametrize("title", ["Does it help CTC?", "Does it help fine-tuning with LoRA?"])
+def test_no_alpha_helps_as_the_guides_say(title):
+    """`docs/beyond.md` and `docs/guides.md` say that no alpha was better."""
+    section = (ROOT / "docs/benchmarks.md").read_text().split(f"## {title}\n")[1]
+    better = section.split("Better: ")[1].split(". Worse: ")[0]
+    assert "alpha" not in better

@@ -155,6 +155,10 @@ def test_the_page_in_the_docs_is_rendered_from_the_results():
     assert (ROOT / "docs" / "evidence.md").read_text() == render_study.render(render_study.RESULTS)
 
 
+def test_the_page_has_the_sentences_that_the_demo_prints():
+    assert "\n- **text, 400 labels.** " in (ROOT / "docs" / "evidence.md").read_text()
+
+
 NO_DIFFERENCE = "no difference seen"
 
 

@@ -145,16 +145,16 @@ def out_of_range_factor(targets: Tensor, classes: int) -> Tensor:
     is_valid = ops.logical_and(ops.greater_equal(targets, 0), ops.less(targets, classes))
     expected = f"Expected targets in [0, {classes}). To leave out padding, use the `ignore_class` of the loss."
     # Two classes instead of all of them. A target that is out of range remains out of range.
-    targets, logits = ops.where(is_valid, 0, targets), ops.zeros((*ops.shape(targets), 2))
+    probe, logits = ops.where(is_valid, 0, targets), ops.zeros((*ops.shape(targets), 2))
     if keras.backend.backend() == "tensorflow":  # the error of a graph names the two classes; XLA leaves this out
         import tensorflow as tf
 
         received = ["Received: targets from", tf.reduce_min(targets), "to", tf.reduce_max(targets)]
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_valid), [expected, *received])]):
-            targets = tf.identity(targets)
+            probe = tf.identity(probe)
     try:
-        loss = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-    except IndexError as error:
+        loss = ops.sparse_categorical_crossentropy(probe, logits, from_logits=True)
+    except IndexError as error:  # on PyTorch
         values = f"targets from {int(ops.min(targets))} to {int(ops.max(targets))}"
         raise ValueError(f"{expected} Received: {values}") from error
     return ops.where(is_valid, 1.0, loss)
@@ -188,7 +188,7 @@ def is_by_row(loss: keras.losses.Loss) -> bool:
 
 
 def distributes_torch() -> bool:
-    """Whether `fit` averages gradients over processes on PyTorch, as from Keras 3.16 on."""
+    """Whether `fit` averages gradients over processes on PyTorch, as it does from Keras 3.16."""
     try:
         keras.distribution.list_devices("cpu")
     except AttributeError:

@@ -79,7 +79,7 @@ class PreprocessingModel(keras.Model):
         return False
 
     def _configured_base(self) -> keras.Model:
-        """Returns the base, with the settings of this model unless it was compiled."""
+        """Returns the base. If only this model was compiled, the base first gets its settings."""
         if self.compiled and not self.base.compiled:
             for name in ("run_eagerly", "steps_per_execution", "jit_compile"):
                 if getattr(self.base, name) != getattr(self, name):
@@ -104,6 +104,11 @@ class PreprocessingModel(keras.Model):
         """Returns batches of preprocessed data, from a dataset with `map` (tf.data, grain) or from arrays and lists."""
         if not hasattr(data[0], "map") or hasattr(data[0], "__array__"):  # a series of pandas has both
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
+        if data[1] is not None or data[2] is not None:
+            raise ValueError(
+                "Expected no `y` and no `sample_weight` beside a dataset, which holds them itself. "
+                f"Received: x of type {type(data[0])}, y of type {type(data[1])}, sample_weight of type {type(data[2])}"
+            )
         preprocess = self.base.preprocess_samples
         # tf.data passes the components of a batch as separate arguments, grain passes one tuple.
         return data[0].map(lambda *batch: preprocess(*unpack_x_y_sample_weight(batch[0] if len(batch) == 1 else batch)))

@@ -130,7 +130,7 @@ def get(identifier: Any) -> keras.losses.Loss:
         A `keras.losses.Loss`. A name gives the divergence with default arguments.
 
     Raises:
-        ValueError: If `identifier` is none of these.
+        ValueError: If `identifier` is none of these, or a loss without a reduction.
 
     Example:
 
@@ -138,6 +138,9 @@ def get(identifier: Any) -> keras.losses.Loss:
     'symmetric_kl'
     """
     if isinstance(identifier, keras.losses.Loss):
+        if identifier.reduction in (None, "none"):
+            received = f"divergence={identifier!r} with reduction={identifier.reduction!r}"
+            raise ValueError(f"Expected `divergence` to have a reduction, such as 'sum'. Received: {received}")
         return identifier
     by_name = {loss.name: loss for loss in (SymmetricKL(), BernoulliSymmetricKL(), MeanSquaredDifference())}
     if not isinstance(identifier, str) or identifier not in by_name:
@@ -149,7 +152,7 @@ def get(identifier: Any) -> keras.losses.Loss:
 def _as_float(y_preds: Sequence[Tensor]) -> list[Tensor]:
     """Converts predictions to tensors of at least float32."""
     if len(y_preds) < 2:
-        raise ValueError(f"Expected two or more predictions to compare. Received: {len(y_preds)}.")
+        raise ValueError(f"Expected two or more predictions to compare. Received: {len(y_preds)}")
     return [ops.cast(tensor, at_least_float32(tensor.dtype)) for tensor in map(ops.convert_to_tensor, y_preds)]
 
 

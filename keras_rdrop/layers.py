@@ -142,7 +142,7 @@ class StochasticDepth(keras.layers.Wrapper):
         order = ops.argsort(keras.random.uniform((rows,), seed=self.seed_generator))[:kept]
         kept_inputs = ops.take(inputs, order, axis=0)
         branch = self._branch(set_mask(kept_inputs, None if mask is None else ops.take(mask, order, axis=0)))
-        scale = ops.cast(rows, branch.dtype) / ops.cast(kept, branch.dtype)
+        scale = ops.cast(ops.divide(rows, kept), branch.dtype)
         return ops.scatter_update(inputs, ops.expand_dims(order, -1), kept_inputs + scale * branch)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -63,7 +63,7 @@ class RDropModel(PreprocessingModel):
             `model.alpha = 2.0` takes effect at the next step. A schedule can be set or replaced only before training
             or after another `compile`. All other arguments are fixed.
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
-        fraction: Float in `(0, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
+        fraction: Float in `[0.001, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
             rows go through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has
             the same weight in the loss. The divergence is estimated from the first rows, so shuffle the data. The data
             must be dense.
@@ -131,7 +131,7 @@ class RDropModel(PreprocessingModel):
     ) -> None:
         _check_base(base)
         check("passes", passes, isinstance(passes, numbers.Integral) and passes >= 2, "an integer >= 2")
-        check("fraction", fraction, is_finite(fraction) and 0 < fraction <= 1, "a float in (0, 1]")
+        check("fraction", fraction, is_finite(fraction) and 0.001 <= fraction <= 1, "a float in [0.001, 1]")
         check("unlabelled", unlabelled, unlabelled is None or is_finite(unlabelled), "a finite number or None")
         check("share_prefix", share_prefix, isinstance(share_prefix, bool), "a bool")
         check("fuse_head", fuse_head, isinstance(fuse_head, bool), "a bool")
@@ -181,10 +181,10 @@ class RDropModel(PreprocessingModel):
             return self.base(inputs, training=training, **kwargs)
         if self._current.step is None:
             raise RuntimeError(
-                "Expected `RDropModel` to be called with training=True by its own `fit` or `train_on_batch` only: any "
-                "other training would be plain training. To use it in another model, wrap that model instead. In a "
-                "`train_step` of your own, call `super().train_step`. For one random pass, call "
-                "`model.base(x, training=True)`."
+                "Expected `RDropModel` to be called with training=True only by its own `fit` or `train_on_batch`. "
+                "Received: training=True in another call, which would be plain training. To use it in another model, "
+                "wrap that model instead. In a `train_step` of your own, call `super().train_step`. For one random "
+                "pass, call `model.base(x, training=True)`."
             )
         return self._training_graph(inputs, training=training, **kwargs)
 
@@ -259,7 +259,7 @@ class RDropModel(PreprocessingModel):
         ```
         """
         if not self.base.built:  # `build` does not build the base, so nothing would be loaded
-            raise ValueError(f"Expected a base that has been built. Received: base={self.base!r}. Build it first.")
+            raise ValueError(f"Expected a base that has been built. Received: base={self.base!r}, which is not built")
         try:
             super().load_weights(filepath, *args, **kwargs)
         except ValueError as error:
@@ -334,8 +334,9 @@ class RDropModel(PreprocessingModel):
         try:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         finally:
-            # In the first call, Keras builds the loss. On TensorFlow that is in the first step, so a step checks again.
-            # The check comes last, because it calls the base, which clears the losses that its layers added.
+            # `finally`, because the loss of paired rows may fail, and the check then gives the cause. It comes last,
+            # because it calls the base, which clears the losses that its layers added. In the first call, Keras builds
+            # the loss. On TensorFlow that is in the first step, so a step checks again.
             if self._pairs_rows is None:
                 self._pairs_rows = pairs_rows(self.base, x, y_pred)
             if step is not None:
@@ -410,12 +411,13 @@ class RDropModel(PreprocessingModel):
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
         found = self._find_training_graph()
-        if found.reason is not None:
+        if found.reason is not None and found.last_layer is None:
             return f"{title}: all layers run once per pass, because {found.reason}."
         weights = {id(weight): weight for layer in found.shared for weight in layer.weights}  # layers may share them
         shared, total = sum(math.prod(weight.shape) for weight in weights.values()), self.base.count_params()
         layers = f"{len(found.shared)} layer{'' if len(found.shared) == 1 else 's'}"
         text = f"{title}:\n  once per row:  {layers}, {shared:,} of {total:,} parameters"
+        text += "" if found.reason is None else f", because {found.reason}"
         text += f"\n  once per pass: from {', '.join(found.frontier) or 'no layer, because none is random'}"
         if found.last_layer is not None:
             text += f"\n  with the loss, in chunks of rows: {found.last_layer.layer.name}"
@@ -500,11 +502,10 @@ class _DivergenceTracker(keras.metrics.Metric):
     """
 
     def __init__(self) -> None:
-        super().__init__(name="divergence")
+        super().__init__(name="divergence", dtype=at_least_float32(keras.config.floatx()))
         # The sum over the rows and the number of rows. One variable takes less of the time of a small step than two.
         self.sums = self.add_variable((2,), "zeros", self.dtype, name="sums")
-        dtype, aggregation = at_least_float32(keras.config.floatx()), "only_first_replica"
-        self.alpha = self.add_variable((), "zeros", dtype, aggregation, name="alpha")
+        self.alpha = self.add_variable((), "zeros", self.dtype, "only_first_replica", name="alpha")
 
     def update_state(self, divergence: Tensor, rows: int | Tensor) -> None:
         self.sums.assign_add(ops.multiply(rows, ops.stack([divergence, 1.0])))
@@ -535,7 +536,7 @@ def _check_base(base: Any) -> None:
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
                 f"Override it in a subclass of `RDropModel` instead. Received: base={base!r}"
             )
-    # Keras lists the metrics of a model in one of its attributes. The metrics of `compile` are not in a list.
+    # A model keeps the metrics of its attributes in a list. `base.metrics` has those of `compile` too.
     lists = [value for value in vars(base).values() if isinstance(value, list)]
     metrics = [value for value in itertools.chain(*lists) if isinstance(value, keras.metrics.Metric)]
     if metrics:

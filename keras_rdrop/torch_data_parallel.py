@@ -29,8 +29,8 @@ class TorchDataParallel(keras.callbacks.Callback):
         processes: Integer, the number of processes.
 
     Raises:
-        RuntimeError: If the backend is not PyTorch, or if `fit` of this Keras averages gradients itself, as from Keras
-            3.16 on.
+        RuntimeError: If the backend is not PyTorch, or if the installed Keras averages gradients in `fit` itself, as it
+            does from 3.16.
         ValueError: In `fit`, if the processes have different numbers of steps, which would deadlock.
 
     Example:
@@ -54,8 +54,8 @@ class TorchDataParallel(keras.callbacks.Callback):
             )
         if distributes_torch():
             raise RuntimeError(
-                "Expected a Keras whose `fit` does not average the gradients of several processes. Received: "
-                f"Keras {keras.__version__}. Use `keras.distribution` instead."
+                "Expected a version of Keras whose `fit` does not average the gradients of several processes. "
+                f"Received: Keras {keras.__version__}. Use `keras.distribution` instead."
             )
         import torch
 
@@ -104,6 +104,7 @@ class TorchDataParallel(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._reductions.clear()  # those of a backward pass that failed
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values, device = [float(value) for value in logs.values()], keras.ops.zeros(()).device

@@ -182,6 +182,12 @@ def test_get_rejects_anything_else(identifier):
         divergences.get(identifier)
 
 
+@pytest.mark.parametrize("reduction", [None, "none"])
+def test_get_rejects_a_divergence_without_a_reduction(reduction):
+    with pytest.raises(ValueError, match=r"Expected `divergence` to have a reduction.* Received: divergence=<"):
+        divergences.get(divergences.SymmetricKL(reduction=reduction))
+
+
 def test_the_name_of_a_loss_class_is_that_of_its_function():
     assert divergences.SymmetricKL().name == "symmetric_kl"
     assert divergences.MeanSquaredDifference(name="mine").name == "mine"

@@ -129,6 +129,12 @@ def test_targets_out_of_range_have_the_cross_entropy_or_the_error_of_keras(targe
         np.testing.assert_array_equal(as_numpy(_keras.out_of_range_factor(targets, classes)), [1, expected[1], 1])
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="On JAX, Keras raises no error")
+def test_the_error_of_targets_out_of_range_gives_the_range():
+    with pytest.raises(Exception, match=r"(?s)Received: targets from.*3.*12"):
+        _keras.out_of_range_factor(ops.convert_to_tensor([3, 12]), 5)
+
+
 class OwnLoss(L.Loss):
     def call(self, y_true, y_pred):
         return y_pred

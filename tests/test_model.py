@@ -858,7 +858,7 @@ class TestErrors:
     @pytest.mark.parametrize("loss", ["hinge", "poisson", keras.losses.CosineSimilarity(), lambda y, p: p - y])
     def test_a_loss_without_a_default_divergence(self, loss):
         model = RDropModel(dropout_classifier())
-        with pytest.raises(ValueError, match="No divergence follows from the loss.*divergence=.*Received: divergence"):
+        with pytest.raises(ValueError, match="from which a divergence follows.*divergence=.*Received: the loss"):
             model.compile("sgd", loss)
 
     def test_a_divergence_name_with_a_loss_that_has_no_from_logits(self):
@@ -888,3 +888,12 @@ class TestErrors:
     def test_fit_before_compile(self, rng):
         with pytest.raises(ValueError, match="compile"):
             RDropModel(dropout_classifier()).fit(*data(rng), verbose=0)
+
+
+def test_half_precision_floatx_does_not_change_the_dtype_of_the_mean_divergence():
+    keras.config.set_floatx("bfloat16")
+    try:
+        model = RDropModel(keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.5)]))
+    finally:
+        keras.config.set_floatx("float32")
+    assert model.divergence_tracker.sums.dtype == "float32"

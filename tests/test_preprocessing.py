@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import types
 
 import keras
 import numpy as np
@@ -46,6 +47,12 @@ class TestRawData:
         expected = plain.fit(encode(TEXTS), LABELS, batch_size=4, epochs=2, shuffle=False, verbose=0).history
         np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
         assert [len(batch) for batch in model.base.batches[-4:]] == [4, 2, 4, 2]
+
+    @pytest.mark.parametrize("argument", ["y", "sample_weight"])
+    def test_targets_beside_a_dataset_raise_an_error(self, model, argument):
+        dataset = types.SimpleNamespace(map=None)  # a dataset is what has `map`
+        with pytest.raises(ValueError, match="Expected no `y` and no `sample_weight` beside a dataset"):
+            model.fit(dataset, **{argument: LABELS})
 
     def test_validation_split_takes_the_last_rows(self, model):
         model.fit(TEXTS, LABELS, batch_size=6, validation_split=0.5, shuffle=False, verbose=0)

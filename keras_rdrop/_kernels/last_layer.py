@@ -104,7 +104,7 @@ class LastLayer:
         weights, weight_scale = [loss_weights, divergence_weights], 1.0
         if dtype != totals_dtype:
             # Weights of at most 1 keep small gradients from underflowing. The results are scaled back.
-            weight_scale = ops.maximum(ops.max(ops.abs(loss_weights)), ops.max(ops.abs(divergence_weights)))
+            weight_scale = ops.maximum(*(ops.max(ops.abs(weight), initial=0.0) for weight in weights))
             weights = [ops.divide_no_nan(weight, weight_scale) for weight in weights]
         layer_weights = self.weights()
         size = _rows_per_chunk(targets, layer_weights[0].shape[1], is_on_cpu(features))
@@ -150,6 +150,7 @@ def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor
     chunk, max_rows = (_CHUNK_CPU, _MAX_ROWS_CPU) if on_cpu else (_CHUNK_GPU, _MAX_ROWS_GPU)
     max_rows = max(1, min(max_rows, chunk // (4 * targets.shape[1] * classes)))
     rows = ops.size(targets) // targets.shape[1]
+    rows = max(rows, 1) if isinstance(rows, int) else ops.maximum(rows, 1)  # a replica may have no rows
     chunks = -(-rows // max_rows)
     return -(-rows // chunks)
 
@@ -174,8 +175,8 @@ def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:
 
 def _to_chunks(array: Tensor, size: int | Tensor, order: Tensor | None) -> Tensor:
     """Reshapes `(rows, passes, ..., units)` to `(chunks, size, passes, units)`: one row per position, zero-padded."""
-    rows, passes, *_, units = ops.shape(array)
-    array = ops.swapaxes(ops.reshape(array, (rows, passes, -1, units)), 1, 2)
+    rows, passes, *positions, units = ops.shape(array)
+    array = ops.swapaxes(ops.reshape(array, (rows, passes, math.prod(positions), units)), 1, 2)
     array = ops.reshape(array, (-1, passes, units))
     if order is not None:
         array = ops.take(array, order, axis=0)

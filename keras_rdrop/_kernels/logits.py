@@ -17,6 +17,7 @@ in-place operations (`+=`).
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,8 +50,9 @@ def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smooth
     shape = ops.shape(logits)
     rows, passes, classes = shape[0], logits.shape[1], logits.shape[-1]
     is_sparse = len(targets.shape) < len(logits.shape)
-    logits = ops.reshape(logits, (rows, passes, -1, classes))
-    targets = ops.reshape(targets, (rows, passes, -1, 1 if is_sparse else classes))
+    positions = math.prod(shape[2:-1])  # -1 would be ambiguous in a batch without rows
+    logits = ops.reshape(logits, (rows, passes, positions, classes))
+    targets = ops.reshape(targets, (rows, passes, positions, 1 if is_sparse else classes))
     targets = as_indices(targets) if is_sparse else ops.cast(targets, at_least_float32(logits.dtype))
 
     @ops.custom_gradient
@@ -106,8 +108,8 @@ def backward(
         upstream: Gradients of the cross-entropy and of the divergence, of shape `(rows, passes, positions, 1)`.
         overwrite: Whether the result may replace the logits in memory.
     """
-    per_row = ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(upstream[1]))
-    arrays = (logits, targets, *saved, upstream[0], per_row)
+    divergence_gradient = ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(upstream[1]))
+    arrays = (logits, targets, *saved, upstream[0], divergence_gradient)
     result = ops.shape(logits), logits.dtype
     return _evaluate(_backward, label_smoothing, arrays, [result], (logits,) if overwrite else None)[0]
 

@@ -36,10 +36,12 @@ class OutputLoss(Loss):
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         step = self.current.step
         if step is None or step.last_layer is None:
-            self._check_classes(y_pred)  # before training: Keras also calls this while it builds the model
+            self._check_classes(y_pred)  # with a last layer, `y_pred` are its inputs
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
-        labels, loss_sample_weight = _zero_unlabelled(y_true, y_pred, sample_weight, self.unlabelled)
+        labels, loss_sample_weight = _exclude_unlabelled(
+            y_true, y_pred, sample_weight, self.unlabelled, self.terms.ignore_class
+        )
         batch = OutputBatch(y_true, labels, y_pred, loss_sample_weight, divergence_sample_weight=sample_weight)
         loss, divergence = self.terms(step, batch)
         step.divergences.append(self.loss_weight * step.layout.divergence_scale() * divergence)
@@ -68,17 +70,19 @@ class CTCOutputLoss(OutputLoss):
         return super().__call__(y_true, y_pred, sample_weight)
 
 
-def _zero_unlabelled(
-    y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None, unlabelled: float | None
+def _exclude_unlabelled(
+    y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None, unlabelled: float | None, ignore_class: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Sets the targets of unlabelled elements to 0, which is valid for every loss, and their weights to 0."""
+    """Sets the weights of unlabelled elements to 0, and their targets to one that is valid and not ignored."""
     if unlabelled is None:
         return y_true, sample_weight
     is_labelled = ops.not_equal(y_true, unlabelled)
     is_vector = len(y_true.shape) > max(1, len(y_pred.shape) - 1)
     if is_vector:  # a vector of targets is unlabelled if all of it is marked
         is_labelled = ops.any(is_labelled, axis=-1, keepdims=True)
-    labels = ops.where(is_labelled, y_true, ops.zeros_like(y_true))
+    # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
+    valid = ops.ones_like(y_true) if ignore_class == 0 else ops.zeros_like(y_true)
+    labels = ops.where(is_labelled, y_true, valid)
     weights = ops.cast(ops.squeeze(is_labelled, axis=-1) if is_vector else is_labelled, "float32")
     if sample_weight is None:
         return labels, weights

@@ -96,7 +96,9 @@ def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
 
 def check_divergence(divergence: Any) -> None:
     """Raises a `ValueError` unless `RDropModel` accepts every leaf of the structure as a divergence."""
-    tree.map_structure(lambda leaf: leaf is None or leaf == "auto" or divergences.get(leaf), divergence)
+    for leaf in tree.flatten(divergence):
+        if leaf is not None and leaf != "auto":
+            divergences.get(leaf)
 
 
 def supports_last_layer(output_loss: OutputLoss | None) -> bool:
@@ -167,9 +169,9 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
     # A KL divergence needs a loss on distributions, from which it takes `from_logits`.
     if requested is None or (requested in _KL and inferred not in _KL):
         raise ValueError(
-            f"No divergence follows from the loss '{loss.name}'. Expected a cross-entropy or regression loss of Keras, "
-            "or a divergence such as `RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=True))`. "
-            f"Received: divergence={identifier!r}"
+            "Expected a cross-entropy or regression loss of Keras, from which a divergence follows, or a divergence "
+            "such as `RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=True))`. "
+            f"Received: the loss '{loss.name}' and divergence={identifier!r}"
         )
     if isinstance(loss, SparseCategoricalCrossentropy):
         _check_last_axis(loss)
@@ -181,6 +183,8 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
 
 def _takes_logits(loss: Loss) -> bool | None:
     """Whether a loss takes logits as predictions, or `None` if it takes neither logits nor probabilities."""
+    if _is_ctc(loss) or isinstance(loss, _CrossEntropy):
+        return _is_ctc(loss)
     function = get_loss_function(loss)
     # A loss that is given as a function or by its name has no `from_logits` and takes probabilities.
     return loss.get_config().get("from_logits", False if _DIVERGENCE_OF_LOSS.get(function) in _KL else None)
@@ -200,4 +204,6 @@ def _check_last_axis(loss: Loss) -> None:
         loss.call(ops.zeros((1, 3), dtype="int32"), ops.ones((1, 3, 2)))
     except (TypeError, ValueError) as error:  # which one depends on the backend
         use = "RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=..., axis=...))"
-        raise ValueError(f"Expected the loss '{loss.name}' to have axis=-1. For another axis, use `{use}`.") from error
+        raise ValueError(
+            f"Expected a loss with axis=-1. Received: loss={loss!r} with another axis, for which you can use `{use}`"
+        ) from error

@@ -8,7 +8,7 @@ which takes less time and memory where there are many logits.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from keras import ops
@@ -34,7 +34,7 @@ class OutputBatch:
 
     Attributes:
         y_true: Targets as the user gave them.
-        labels: Targets for the loss: `y_true`, with 0 where an element is unlabelled.
+        labels: Targets for the loss: `y_true`, with a valid one where an element is unlabelled.
         y_pred: Predictions, or the inputs of the last layer if the step has a `last_layer`.
         loss_sample_weight: Sample weights of the loss, or `None`. They are 0 where an element is unlabelled.
         divergence_sample_weight: Sample weights of the divergence, or `None`.
@@ -62,12 +62,10 @@ class OutputBatch:
         return OutputBatch(**{name: layout.complete(value) for name, value in vars(self).items()})
 
 
-# Computes the loss, averaged over the passes, and the divergence of one output.
-Terms: TypeAlias = Callable[[Step, OutputBatch], tuple[Tensor, Tensor]]
-
-
 class SeparateTerms:
     """Calls the loss and compares the passes, both with Keras operations.
+
+    Called with a step and a batch, it returns the loss, averaged over the passes, and the divergence.
 
     Args:
         loss: The compiled loss.
@@ -89,7 +87,7 @@ class SeparateTerms:
             y_pred = ops.expand_dims(y_pred, -1)
         values = step.layout.spread(_compare(self.divergence, step.layout.split(y_pred)))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
-        # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which a small model notices.
+        # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
         divergence = self.reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
         return loss, step.layout.mean_over_passes(divergence, self.reduction)
 
@@ -105,7 +103,7 @@ class SeparateTerms:
 
 
 class JointTerms:
-    """Computes a cross-entropy from logits and the symmetric KL in one kernel.
+    """Computes a cross-entropy from logits and the symmetric KL in one kernel. It is called like `SeparateTerms`.
 
     For few logits per row, or targets of unusual shapes, it computes them separately.
 
@@ -194,6 +192,9 @@ class JointTerms:
             labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
         weight = out_of_range_factor(labels, classes)
         return ops.where(ops.equal(weight, 1.0), labels, 0), weight
+
+
+Terms: TypeAlias = SeparateTerms | JointTerms
 
 
 def describe_terms(terms: Terms, shape: Sequence[Any]) -> str:

@@ -26,7 +26,7 @@ class TrainingGraph:
     Attributes:
         layout: The layout of the passes.
         model: Takes the inputs of the base and repeats the rows itself; or the base, whose inputs must be repeated.
-        reason: The reason why the model is the base.
+        reason: The reason why no layer runs once per row. Without a last layer, the model is then the base.
         frontier: Names of the layers at which the rows are repeated.
         shared: Layers that run once per row.
         last_layer: The last layer of the base, if the loss computes it. The model then returns the inputs of that
@@ -42,7 +42,8 @@ class TrainingGraph:
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Returns the outputs of all passes, in the order of the widened batch."""
-        widened = inputs if self.reason is None else tree.map_structure(self.layout.widen, inputs)
+        is_base = self.reason is not None and self.last_layer is None
+        widened = tree.map_structure(self.layout.widen, inputs) if is_base else inputs
         return self.model(widened, **kwargs)
 
 
@@ -60,10 +61,12 @@ def find_training_graph(
     try:
         return _training_graph(base, layout, share_prefix, fuse_head)
     except Exception as error:  # user-defined layers are called again, and may not accept this batch size
-        if fuse_head and share_prefix:
-            return find_training_graph(base, layout, False, fuse_head)
         is_known = isinstance(error, _NoTrainingGraph)
-        return TrainingGraph(layout, base, str(error) if is_known else f"its layers cannot be called again ({error})")
+        reason = str(error) if is_known else f"its layers cannot be called again ({type(error).__name__}: {error})"
+        if fuse_head and share_prefix:
+            found = find_training_graph(base, layout, False, fuse_head)
+            return found if found.last_layer is None else dataclasses.replace(found, reason=reason)
+        return TrainingGraph(layout, base, reason)
 
 
 def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:

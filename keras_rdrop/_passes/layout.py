@@ -142,7 +142,7 @@ class PassLayout:
 
 @functools.cache
 def _as_ratio(fraction: float) -> fractions.Fraction:
-    return max(fractions.Fraction(fraction).limit_denominator(1000), fractions.Fraction(1, 1000))
+    return fractions.Fraction(fraction).limit_denominator(1000)
 
 
 def count_rows(structure: Any) -> int | Tensor:

@@ -9,7 +9,7 @@ from keras import ops
 from keras_rdrop._arguments import is_number
 
 # A layer is random if one of these attributes is above 0, or another one whose name contains "drop", such as
-# `drop_path_rate`. Seed generators alone do not tell: some layers hold one at rate 0, some random layers hold none.
+# `drop_path_rate`. A seed generator alone proves nothing: some layers hold one at rate 0, some random layers hold none.
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 
 # The distance between the seeds of two replicas: more than a layer draws in most trainings.
@@ -94,12 +94,12 @@ def _is_stochastic(layer: keras.Layer) -> bool:
 
 
 def _is_foreign(layer: keras.Layer) -> bool:
-    """Whether a layer runs code from outside of Keras and KerasHub when it is called."""
+    """Whether a layer runs code from outside of Keras, KerasHub and this library when it is called."""
     package, name = _package_and_class(layer)
     functions = [value for attribute, value in vars(layer).items() if "activation" in attribute and callable(value)]
     # The module of a built-in method is `None`.
     packages = {package, *(str(function.__module__).split(".")[0] for function in functions)}
-    return name in _FOREIGN_CODE or not packages <= {"keras", "keras_hub"}
+    return name in _FOREIGN_CODE or not packages <= {"keras", "keras_hub", "keras_rdrop"}
 
 
 def _package_and_class(operation: keras.Operation) -> tuple[str, str]:

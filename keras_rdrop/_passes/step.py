@@ -31,7 +31,7 @@ class Step:
 class CurrentStep(threading.local):
     """Holds the `Step` that a model is running, and whether it evaluates.
 
-    It is thread-local because `tf.distribute` runs the replicas of a step in alternating threads.
+    It is thread-local because `tf.distribute` runs each replica of a step in a thread of its own.
 
     Attributes:
         step: The step that this thread is running, or `None` outside of training.

@@ -80,7 +80,7 @@ error(
     two_outputs,
 )
 error("loss", "missing", None, None, ours="Expected `loss` in `compile")
-error("loss", "one without a default divergence", None, "hinge", ours="No divergence follows from the loss")
+error("loss", "one without a default divergence", None, "hinge", ours="from which a divergence follows")
 error("loss_weights", "a different structure", None, **TWO, ours="Expected `loss_weights`", loss_weights=[1.0])
 error("divergence", "a different structure", None, **TWO, ours="Expected `divergence` to have", divergence=["auto"])
 error(

@@ -89,6 +89,19 @@ def test_terms_and_gradients_match_automatic_differentiation(shape, use_bias, rn
     check_terms(rng, dense(use_bias), shape, scale=1.5, label_smoothing=0.1 if use_bias else 0.0)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="`tf.distribute` is of TensorFlow")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_batch_without_rows_has_terms_of_0(policy):
+    """`tf.distribute` may leave a replica without rows."""
+    layer = layers.Dense(CLASSES, dtype=policy)
+    layer.build((None, 4))
+    weights = ops.zeros((0, 2, 3))
+    terms = LastLayer(layer).weighted_terms(
+        ops.zeros((0, 2, 3, 4)), ops.zeros((0, 2, 3), dtype="int32"), 0.0, weights, weights, 1.0
+    )
+    np.testing.assert_array_equal(ops.convert_to_numpy(terms), [0.0, 0.0])
+
+
 def test_chunks_of_rows_of_weight_0_are_not_computed(rng):
     """Rows 0, 2 and 5 fill one of two chunks. The other rows hold values that no computation would hide."""
     used = np.array([1, 0, 1, 0, 0, 1], dtype="float32")
@@ -333,6 +346,11 @@ def test_fuse_head_trains_a_base_without_randomness(rng):
         with pytest.warns(UserWarning, match="R-Drop has no effect"):
             losses.append(model.fit(x, y, epochs=2, shuffle=False, verbose=0).history["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_describe_passes_gives_the_reason_why_no_layer_is_shared(rng):
+    model = RDropModel(keras.Sequential([keras.Input((4,)), layers.Dense(5), layers.Dense(3)]), fuse_head=True)
+    assert "0 layers, 0 of 43 parameters, because no layer is random" in model.describe_passes()
 
 
 def test_fuse_head_supports_negative_sample_weights(rng):

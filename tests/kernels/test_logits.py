@@ -45,6 +45,12 @@ def test_terms_and_gradient_match_automatic_differentiation(passes, positions, s
     check_terms(rng, 4, passes, positions, 7, sparse, label_smoothing)
 
 
+def test_a_batch_without_rows_has_no_terms():
+    """`tf.distribute` may leave a replica without rows."""
+    logits, targets = ops.zeros((0, 2, 3, 7)), ops.zeros((0, 2, 3), dtype="int32")
+    assert tuple(kernel.cross_entropy_and_symmetric_kl(targets, logits).shape) == (2, 0, 2, 3)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_matches_automatic_differentiation(dtype, rng):
     check_terms(rng, 4, 2, 3, 7, True, 0.0, dtype)

@@ -85,6 +85,18 @@ def test_unlabelled_rows_count_only_in_the_divergence(targets, shape, weighted, 
     np.testing.assert_allclose(logs["loss"], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("classes", [5, 130])  # separate terms, and the kernel
+def test_unlabelled_rows_count_in_the_mean_of_a_loss_that_ignores_class_0(classes, rng):
+    x, noise, y = rng.normal(size=(4, classes)), rng.uniform(size=(8, classes)), np.array([0, -1, 2, 1])
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    logs = train(loss, x, y, noise, unlabelled=-1)
+    passes = [x * noise[0::2], x * noise[1::2]]
+    losses = np.mean([-np.take_along_axis(reference.log_softmax(z), y[:, None], -1)[:, 0] for z in passes], axis=0)
+    divergence = reference.symmetric_kl(*passes)[1:].mean()
+    np.testing.assert_allclose(logs["divergence"], divergence, rtol=1e-4)
+    np.testing.assert_allclose(logs["loss"], losses[2:].sum() / 3 + divergence / 2, rtol=1e-4)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_ctc_ignores_masked_frames(masked, weighted, rng):

@@ -60,16 +60,23 @@ def test_auto_uses_the_axis_and_reduction_of_the_loss():
 
 @pytest.mark.parametrize(("loss", "divergence"), [("mse", "symmetric_kl"), (L.cosine_similarity, "auto")])
 def test_a_loss_without_a_matching_divergence_raises_an_error(loss, divergence):
-    with pytest.raises(ValueError, match="No divergence follows from the loss"):
+    with pytest.raises(ValueError, match="Expected a cross-entropy or regression loss of Keras, from which"):
         output_losses(loss, divergence, None, CurrentStep())
 
 
 def test_an_axis_that_keras_does_not_expose_needs_an_explicit_divergence():
     loss = L.SparseCategoricalCrossentropy(from_logits=True, axis=1)
-    with pytest.raises(ValueError, match="Expected the loss 'sparse_categorical_crossentropy' to have axis=-1"):
+    with pytest.raises(ValueError, match=r"Expected a loss with axis=-1. Received: loss=<.*another axis"):
         output_losses(loss, "auto", None, CurrentStep())
     output_loss = output_losses(loss, SymmetricKL(from_logits=True, axis=1), None, CurrentStep())
     assert isinstance(output_loss.terms, SeparateTerms)
+
+
+@pytest.mark.parametrize(("loss", "takes_logits"), [("crossentropy", False), (L.CTC(), True)])
+def test_a_divergence_must_take_what_the_loss_takes(loss, takes_logits):
+    output_losses(loss, SymmetricKL(from_logits=takes_logits), None, CurrentStep())
+    with pytest.raises(ValueError, match=f"Expected `divergence` to have from_logits={takes_logits} like the loss"):
+        output_losses(loss, SymmetricKL(from_logits=not takes_logits), None, CurrentStep())
 
 
 @pytest.mark.parametrize("reduction", [None, "none"])

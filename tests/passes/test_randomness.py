@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_rdrop._passes.randomness import may_be_random, shares_noise, stochastic_layers
+from keras_rdrop.layers import StochasticDepth
 
 layers = keras.layers
 
@@ -113,6 +114,11 @@ def test_a_layer_without_a_seed_generator_is_random_by_the_name_of_its_rate(name
     assert not may_be_random(layer)
     setattr(layer, name, np.float32(0.1))
     assert may_be_random(layer)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_stochastic_depth_is_random_by_its_rate(rate):
+    assert may_be_random(StochasticDepth(keras.layers.Dense(2), rate)) is (rate > 0)
 
 
 def test_an_operation_of_keras_is_not_random():

@@ -142,11 +142,15 @@ def get(identifier: Any) -> keras.losses.Loss:
             received = f"divergence={identifier!r} with reduction={identifier.reduction!r}"
             raise ValueError(f"Expected `divergence` to have a reduction, such as 'sum'. Received: {received}")
         return identifier
-    by_name = {loss.name: loss for loss in (SymmetricKL(), BernoulliSymmetricKL(), MeanSquaredDifference())}
+    by_name = {
+        "symmetric_kl": SymmetricKL,
+        "bernoulli_symmetric_kl": BernoulliSymmetricKL,
+        "mean_squared_difference": MeanSquaredDifference,
+    }
     if not isinstance(identifier, str) or identifier not in by_name:
         expected = f"a `keras.losses.Loss` or one of {list(by_name)}"
         raise ValueError(f"Expected `divergence` to be {expected}. Received: divergence={identifier!r}")
-    return by_name[identifier]
+    return by_name[identifier]()
 
 
 def _as_float(y_preds: Sequence[Tensor]) -> list[Tensor]:

@@ -156,10 +156,9 @@ class _GraphRebuilder:
     """
 
     def __init__(self, layout: PassLayout, share_prefix: bool, rows: int | None = None) -> None:
-        self.share_prefix, self.rows = share_prefix, rows
+        self.layout, self.share_prefix, self.rows = layout, share_prefix, rows
         self.frontier: dict[str, None] = {}  # ordered sets
         self.shared: dict[keras.Layer, None] = {}
-        self._widen = MapWithMask(layout.widen)
         # The widened tensor by the id of the original, and by its own id.
         self._widened: dict[int, Tensor] = {}
         # The tensors that layers read once per row, and the first attention layer to read each tensor, by its id.
@@ -249,7 +248,8 @@ class _GraphRebuilder:
         if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
             raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")
         if id(tensor) not in self._widened:
-            widened = self._widen(tensor)
+            # One layer for all tensors would change the order in which Keras calls the layers before it.
+            widened = MapWithMask(self.layout.widen)(tensor)
             self._widened[id(tensor)] = self._widened[id(widened)] = widened
         return self._widened[id(tensor)]
 

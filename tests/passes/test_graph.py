@@ -64,6 +64,16 @@ def attention_base():
     return keras.Model(tokens, layers.Dense(3)(layers.Add()([random, attended])))
 
 
+def two_attentions_base():
+    """Build a base in which a layer reads a masked tensor before an attention layer removes its mask."""
+    tokens = keras.Input((5,), dtype="int32")
+    embedded = layers.Embedding(10, 4, "normal", mask_zero=True)(tokens)
+    attended = layers.LayerNormalization()(layers.MultiHeadAttention(2, 2)(embedded, embedded))
+    hidden = layers.Dense(4)(embedded)
+    random = layers.MultiHeadAttention(2, 2, dropout=0.3, seed=1)(hidden, hidden)
+    return keras.Model(tokens, layers.Dense(3)(layers.Add()([attended, hidden, random])))
+
+
 def image_data(rng):
     return rng.normal(size=(6, 6, 6, 2)).astype("float32"), rng.integers(0, 3, 6)
 
@@ -85,6 +95,7 @@ BASES = {
     "sequences": (sequence_base, sequence_data, 3),
     "two outputs": (two_output_base, two_output_data, 1),
     "attention": (attention_base, sequence_data, 0),
+    "two attentions": (two_attentions_base, sequence_data, 4),
 }
 
 

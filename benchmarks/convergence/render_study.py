@@ -175,9 +175,9 @@ def answer(tasks):
         first = "R-Drop gave no better model at convergence."
     else:
         first = "No task has converged yet."
-    count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks. Its budgets count row passes."
-    help_to_decide = "[Four questions](should_i_use_it.md) help you decide."
-    return "\n\n".join([wrap(f"{first} {count} {help_to_decide}"), "\n".join(map(summary, tasks))])
+    count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks."
+    more = "Budgets count row passes, explained below. [Four questions](should_i_use_it.md) help you decide."
+    return "\n\n".join([wrap(f"{first} {count} {more}"), "\n".join(map(summary, tasks))])
 
 
 def summary(results):

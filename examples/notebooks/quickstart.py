@@ -19,8 +19,8 @@ dropout masks, and adds a penalty for the disagreement between the two predictio
 
     loss = mean loss of the two passes + alpha / 2 * divergence
 
-The divergence is the symmetric Kullback-Leibler divergence. It is 0 if both predictions
-are equal. The weight `alpha` is the only number to choose.
+The divergence is the mean of the two Kullback-Leibler divergences between the passes.
+It is 0 if both predictions are equal. The weight `alpha` is the only new number to choose.
 
 ## Setup
 
@@ -66,7 +66,7 @@ x_train, x_val, y_train, y_val = train_test_split(
 ## The network
 
 Almost any Keras model with dropout works. `build_network` sets the seed, so both
-trainings below start from the same weights.
+runs below start from the same weights.
 """
 
 
@@ -125,8 +125,8 @@ print(model.describe_passes())
 """
 ## Compare
 
-The horizontal axis counts passes over the training images, so that both curves have the
-same cost at the same place.
+The horizontal axis counts passes over the training images, so that the same
+place means the same cost.
 """
 
 histories = {"plain": (plain_history, 1), "R-Drop": (rdrop_history, 2)}
@@ -148,16 +148,17 @@ for name, (history, _) in histories.items():
     )
 
 """
-One run proves nothing: change `SEED`, and the order may change. Over several seeds and
+One run proves nothing: change `SEED`, and the winner may change. Over several seeds and
 at equal cost, R-Drop is better than plain training on some tasks and worse on others.
 [Should I use R-Drop?](../../docs/should_i_use_it.md) helps you decide, and
 [Choosing alpha](../../docs/choosing_alpha.md) shows how to tune it on your task.
 
 ## The logs
 
-`plot_history` draws the logs of a training. `divergence` is how much the two passes
+`plot_history` plots the logs of a run. `divergence` is how much the two passes
 disagree. The training loss includes it. Validation is a single pass without dropout,
-with the loss alone, so the validation logs compare with those of plain training.
+with the loss alone, so the validation logs can be compared with those of plain
+training.
 """
 
 plot_history(rdrop_history)

@@ -182,3 +182,10 @@ def test_the_readme_gives_the_verdicts_of_the_results(name, accuracy, at_best):
     best = {arm: results.scores(arm, results.best_rung(arm), "accuracy").mean() for arm in ("plain", "R-Drop")}
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"{best['R-Drop']:.3f} against {best['plain']:.3f}" in readme
+
+
+@pytest.mark.parametrize("task", ["text, 400 labels", "text, 1,600 labels"])
+def test_the_largest_alpha_was_chosen_as_the_page_on_alpha_says(task):
+    done = plan.load_results(render_study.RESULTS)
+    assert max(cell.setting.alpha for cell in plan.trials(task, "R-Drop", 5e-5)) == 3.0
+    assert plan.tuned(done, task, "R-Drop").alpha == 3.0

@@ -20,7 +20,8 @@ dropout masks, and adds a penalty for the disagreement between the two predictio
     loss = mean loss of the two passes + alpha / 2 * divergence
 
 The divergence is the mean of the two Kullback-Leibler divergences between the passes.
-It is 0 if both predictions are equal. The weight `alpha` is the only new number to choose.
+It is 0 if both predictions are equal. The weight `alpha` is the only new number to
+choose.
 
 ## Setup
 

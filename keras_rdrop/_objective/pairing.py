@@ -156,7 +156,8 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         return None
     if isinstance(identifier, Loss):
         _check_from_logits(identifier, loss)
-        if isinstance(loss, SparseCategoricalCrossentropy) and JointTerms.supports(loss, identifier):
+        is_over_last_axis = isinstance(identifier, SymmetricKL) and identifier.get_config()["axis"] == -1
+        if isinstance(loss, SparseCategoricalCrossentropy) and is_over_last_axis:
             _check_last_axis(loss)
         return identifier
     common = {"reduction": loss.reduction, "dtype": at_least_float32(keras.config.floatx())}

@@ -67,7 +67,7 @@ def attention_base():
 def two_attentions_base():
     """Build a base in which a layer reads a masked tensor before an attention layer removes its mask."""
     tokens = keras.Input((5,), dtype="int32")
-    embedded = layers.Embedding(10, 4, "normal", mask_zero=True)(tokens)
+    embedded = layers.Embedding(10, 4, keras.initializers.RandomNormal(stddev=1.0), mask_zero=True)(tokens)
     attended = layers.LayerNormalization()(layers.MultiHeadAttention(2, 2)(embedded, embedded))
     hidden = layers.Dense(4)(embedded)
     random = layers.MultiHeadAttention(2, 2, dropout=0.3, seed=1)(hidden, hidden)

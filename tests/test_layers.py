@@ -267,3 +267,10 @@ class TestStochasticDepth:
     def test_a_branch_that_changes_the_shape(self):
         with pytest.raises(ValueError, match="Expected `layer` to keep the shape of its inputs"):
             StochasticDepth(layers.Dense(1), 0.5)(np.ones((4, 3)), training=True)
+
+
+def test_stochastic_depth_scales_the_branch_of_many_rows_in_half_precision():
+    """The number of rows is larger than any number of float16."""
+    layer = StochasticDepth(keras.layers.Identity(dtype="float16"), 0.5, dtype="float16")
+    outputs = layer(ops.ones((70_000, 1), "float16"), training=True)
+    assert set(ops.convert_to_numpy(outputs).ravel().tolist()) == {1.0, 3.0}

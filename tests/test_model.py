@@ -897,3 +897,10 @@ def test_half_precision_floatx_does_not_change_the_dtype_of_the_mean_divergence(
     finally:
         keras.config.set_floatx("float32")
     assert model.divergence_tracker.sums.dtype == "float32"
+
+
+def test_a_fraction_of_less_than_a_thousandth_raises_an_error():
+    with pytest.raises(
+        ValueError, match=r"Expected `fraction` to be a float in \[0.001, 1\]. Received: fraction=0.0005"
+    ):
+        RDropModel(dropout_classifier(), fraction=0.0005)

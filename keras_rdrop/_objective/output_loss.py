@@ -5,7 +5,7 @@ the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets th
 """
 
 from keras import ops
-from keras.losses import Loss
+from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
 from keras_rdrop._keras import Tensor, get_mask
 from keras_rdrop._objective.terms import OutputBatch, choose_terms
@@ -48,10 +48,20 @@ class OutputLoss(Loss):
         return loss
 
     def _check_classes(self, y_pred: Tensor) -> None:
-        if isinstance(self.divergence, SymmetricKL) and y_pred.shape[self.divergence.get_config()["axis"]] == 1:
+        if not isinstance(self.divergence, SymmetricKL):
+            return
+        axis, shape = self.divergence.get_config()["axis"], tuple(y_pred.shape)
+        if isinstance(self.loss, (CategoricalCrossentropy, CategoricalFocalCrossentropy)):
+            loss_axis = self.loss.get_config()["axis"]
+            if (axis - loss_axis) % len(shape):
+                raise ValueError(
+                    f"Expected `divergence` to have the axis of the loss, axis={loss_axis}. Received: axis={axis} and "
+                    f"predictions of shape {shape}"
+                )
+        if shape[axis] == 1:
             raise ValueError(
                 "Expected predictions of two or more classes, because `SymmetricKL` of one class is always 0. For one "
-                f"unit, use divergence='bernoulli_symmetric_kl'. Received: predictions of shape {tuple(y_pred.shape)}"
+                f"unit, use divergence='bernoulli_symmetric_kl'. Received: predictions of shape {shape}"
             )
 
 

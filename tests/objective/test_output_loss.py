@@ -34,6 +34,20 @@ def test_symmetric_kl_of_one_class_raises_an_error(axis):
     assert float(output_loss(np.zeros((4, 3, 3)), np.zeros((4, 3, 3)))) == 0.0
 
 
+@pytest.mark.parametrize("loss", [L.CategoricalCrossentropy, L.CategoricalFocalCrossentropy])
+def test_a_divergence_over_another_axis_than_the_loss_raises_an_error(loss):
+    shape = (4, 3, 3)
+    for axis, loss_axis in ((-1, 1), (1, -1), (1, 2)):
+        divergence = SymmetricKL(from_logits=True, axis=axis)
+        output_loss = output_losses(loss(from_logits=True, axis=loss_axis), divergence, None, CurrentStep())
+        with pytest.raises(ValueError, match=rf"the axis of the loss, axis={loss_axis}. Received: axis={axis} and"):
+            output_loss(np.zeros(shape), np.zeros(shape))
+    for axis, loss_axis in ((-1, 2), (1, 1)):
+        divergence = SymmetricKL(from_logits=True, axis=axis)
+        output_loss = output_losses(loss(from_logits=True, axis=loss_axis), divergence, None, CurrentStep())
+        assert np.isfinite(float(output_loss(np.zeros(shape), np.zeros(shape))))
+
+
 def test_a_step_collects_the_weighted_divergence(rng):
     current = CurrentStep()
     output_loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), "auto", 0.5, current)

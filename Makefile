@@ -2,7 +2,7 @@
 PYTHON ?= python3
 KERAS_BACKEND ?= tensorflow
 MINUTES ?= 60
-# Processes that share the quick tests of a backend. Each takes 1 to 3 GB.
+# Processes of the quick tests, the sweep and the study. A test process takes 1 to 3 GB.
 WORKERS ?= 2
 BACKENDS := tensorflow jax torch
 # TensorFlow would report every GPU library that is missing.
@@ -16,12 +16,17 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow test-keras behaviour sweep evidence gpu-bundle pages notebooks coverage lint docs wheel \
 	release-notes clean
 
-# 400 labels, and 200 updates of plain training at the cost of R-Drop: with as many, the study sees a lower NLL.
+# 400 labels, and the row passes of 200 updates of plain training: a budget of 4 in the study, which found a lower NLL
+# with R-Drop there.
 demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare --rows 400 --batch-size 16 \
 		--epochs 4
-	@echo; echo "The study with ten seeds, where 50 updates of plain training are a budget of 1:"
+	@echo; echo "The study, with ten seeds. A budget of 1 is 50 updates of plain training:"
 	@awk '/^- /{show=/400 labels/} /^$$/{show=0} show' docs/evidence.md | tr -s '\n ' ' ' | fold -s -w 80; echo
+
+# $(call on_each_backend,COMMAND) runs a command with each backend.
+on_each_backend = set -e; for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend $(1); done
+PYTEST_IN_PARALLEL := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # The tests train tiny models for a few steps, so XLA's optimizations would cost more than they save. The slow tests and
 # the behaviour table run with them.
@@ -29,44 +34,30 @@ test test-keras sweep: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --
 
 # On one backend: make test BACKENDS=jax
 test: $(VENV)/.test
-	set -e; for backend in $(BACKENDS); do \
-		echo "== $$backend"; \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal; \
-	done
+	$(call on_each_backend,$(PYTEST_IN_PARALLEL))
 
 test-slow: $(VENV)/.test
-	set -e; for backend in $(BACKENDS); do \
-		echo "== $$backend"; KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow; \
-	done
+	$(call on_each_backend,$(BIN)/python -m pytest -m slow)
 
 # The quick tests with another Keras: a version, or a folder with a source checkout.
 test-keras: $(VENV)/.test
 	test -n "$(KERAS)" || { echo "Expected KERAS=VERSION or KERAS=FOLDER"; exit 1; }
 	test -d "$(KERAS)" || $(BIN)/python -m pip install --quiet --no-deps --target build/keras-$(KERAS) keras==$(KERAS)
-	set -e; keras=$$(test -d "$(KERAS)" && echo "$(KERAS)" || echo build/keras-$(KERAS)); \
-	for backend in $(BACKENDS); do \
-		echo "== $$backend"; PYTHONPATH=$$keras KERAS_BACKEND=$$backend \
-			$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal; \
-	done
+	keras=$$(test -d "$(KERAS)" && echo "$(KERAS)" || echo build/keras-$(KERAS)); \
+	$(call on_each_backend,PYTHONPATH=$$keras $(PYTEST_IN_PARALLEL))
 
 # Every row of the behaviour table with every kind of base, bad input, and the page that shows it.
 behaviour: $(VENV)/.test
-	mkdir -p build docs
-	set -e; for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m "slow or not slow" tests/behaviour \
-			--junitxml=build/behaviour-$$backend.xml; \
-	done
+	$(call on_each_backend,$(BIN)/python -m pytest -m "slow or not slow" tests/behaviour \
+		--junitxml=build/behaviour-$$backend.xml)
 	$(BIN)/python tests/behaviour/render.py build/behaviour-*.xml > docs/behaviour.md
 
 # Does RDropModel train every model that Keras trains? One family: `make sweep FAMILY=Bert`. A part of the models, which
 # takes less than 10 minutes per backend: `make sweep SHARD=1/6`.
 FAMILY ?= test
 sweep: $(VENV)/.test
-	mkdir -p build docs
-	set -e; for backend in $(BACKENDS); do \
-		OMP_NUM_THREADS=1 KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow tests/sweep -k "$(FAMILY)" \
-			--numprocesses $(WORKERS) --dist worksteal --junitxml=build/sweep-$$backend.xml || true; \
-	done
+	$(call on_each_backend,OMP_NUM_THREADS=1 $(PYTEST_IN_PARALLEL) -m slow tests/sweep -k "$(FAMILY)" \
+		--junitxml=build/sweep-$$backend.xml || true)
 	$(BIN)/python tests/sweep/models_page.py build/sweep-*.xml > docs/models.md
 
 # What benchmarks/run_on_gpu.sh needs on a machine with a GPU and no network.
@@ -98,9 +89,7 @@ notebooks: $(VENV)/.test
 
 coverage: $(VENV)/.test
 	mkdir -p build
-	set -e; for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(BIN)/coverage run --data-file=build/.coverage.$$backend -m pytest; \
-	done
+	$(call on_each_backend,$(BIN)/coverage run --data-file=build/.coverage.$$backend -m pytest)
 	$(BIN)/coverage combine --data-file=build/.coverage build/.coverage.*
 	$(BIN)/coverage report --data-file=build/.coverage
 

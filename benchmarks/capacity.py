@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=torch python benchmarks/capacity.py
 
-Vocabulary and length double in turns until the training steps of an arm need more, or `--doublings` sizes were tried;
-in the latter case the largest one may be larger still. The baseline is the official recipe in plain PyTorch
-(official.py). Each size runs in its own process, after a small one that loads the libraries. Measured is the peak
-memory of model, optimizer and two steps, which includes the optimizer's moments. Linux only.
+Vocabulary and length double in turns until an arm needs more memory, or until `--doublings` sizes have been tried; then
+a larger size may still fit. The baseline is the official recipe in plain PyTorch (official.py). Each size runs in its
+own process, after a small one that loads the libraries. The script measures the peak memory of the model, the optimizer
+with its moments, and two steps. Linux only.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def take_two_steps(arm, vocabulary, length):
 
 
 def find_largest(arm, vocabulary, length, doublings):
-    """Return the last vocabulary and length that fit, and their MiB."""
+    """Returns the last vocabulary and length that fit, and their MiB."""
     largest = None
     for doubling in range(doublings):
         mebibytes = in_own_process(arm=arm, vocabulary=vocabulary, length=length)

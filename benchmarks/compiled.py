@@ -19,7 +19,7 @@ NOT_WRITTEN = {"parameter", "get-tuple-element", "tuple", "bitcast", "while", "c
 
 
 def large_results(hlo, min_elements):
-    """List the kind and the number of elements of each result that is written with at least `min_elements`.
+    """Lists the kind and the number of elements of each result that is written with at least `min_elements`.
 
     Operations inside a fusion are left out: they write no result of their own.
     """

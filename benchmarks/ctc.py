@@ -23,7 +23,7 @@ ALPHAS = (0.0, 0.2, 1.0)
 
 
 def digit_sequences(rng, number, which=slice(None)):
-    """Draw sequences of digits.
+    """Draws sequences of digits.
 
     Args:
         rng: A NumPy generator.
@@ -57,7 +57,7 @@ class CopyMask(layers.Layer):
 
 
 def build():
-    """Build a stack of convolutions whose logits have the mask of the padding, which convolutions drop."""
+    """Builds a stack of convolutions whose logits have the mask of the padding, which convolutions drop."""
     inputs = keras.Input((8 * MAX_DIGITS, 8))
     masked = layers.Masking(-1.0)(inputs)
     hidden = inputs
@@ -67,7 +67,7 @@ def build():
 
 
 def read_right(model, x, y):
-    """Return the fraction of sequences that greedy decoding, without repetitions and blanks, reads right."""
+    """Returns the fraction of sequences that greedy decoding, without repetitions and blanks, reads right."""
     lengths = (x[:, :, 0] >= 0).sum(axis=1)
     is_right = []
     for frames, length, labels in zip(model.predict(x, verbose=0).argmax(-1), lengths, y, strict=True):

@@ -27,7 +27,7 @@ ROWS, STEPS, REPETITIONS = 32, 8, 3
 
 
 def set_up(devices):
-    """Return the scope to build models in, the callbacks of `fit`, and the number of processes."""
+    """Returns the scope to build models in, the callbacks of `fit`, and the number of processes."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -44,7 +44,7 @@ def set_up(devices):
 
 
 def build_arm(wrap, repeats, callbacks, processes):
-    """Return a function that runs `fit` for `STEPS` steps of `ROWS` rows over all devices.
+    """Returns a function that runs `fit` for `STEPS` steps of `ROWS` rows over all devices.
 
     Args:
         wrap: Function from the base to the model to train.
@@ -64,7 +64,7 @@ def build_arm(wrap, repeats, callbacks, processes):
 
 
 def measure(devices, repetition, runs):
-    """Return the seconds of a plain `fit`, those of one with R-Drop, and the ratio of the first to the second."""
+    """Returns the seconds of a plain `fit`, those of one with R-Drop, and the ratio of the first to the second."""
     scope, callbacks, processes = set_up(devices)
     wrap = {"plain": (lambda base: base, 2), "R-Drop": (RDropModel, 1)}
     with scope:
@@ -75,7 +75,7 @@ def measure(devices, repetition, runs):
 
 
 def measure_in_new_processes(devices, repetition):
-    """Run `measure` in processes that are started with this number of devices."""
+    """Runs `measure` in processes that are started with this number of devices."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(devices)] if BACKEND == "torch" else []
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, *launcher, *sys.argv, "--devices", str(devices), "--repetition", str(repetition)]

@@ -1,4 +1,4 @@
-"""Render `docs/examples.md` from the reports of the examples. Nothing there is typed by hand.
+"""Renders `docs/examples.md` from the reports of the examples. Nothing there is typed by hand.
 
     KERAS_BACKEND=torch python examples/translation.py --compare --output runs/translation-torch
     python benchmarks/examples.py runs/*/report.json
@@ -62,7 +62,7 @@ The runs on PyTorch. A click on a picture enlarges it.
 
 
 def add(path, results=RESULTS, pictures=PAGE.parent / "pictures"):
-    """Add a report to the results.
+    """Adds a report to the results.
 
     Args:
         path: Path of `report.json` in a folder named SCRIPT-BACKEND, or `unlabelled-torch` for the run of `UNLABELLED`.
@@ -79,13 +79,13 @@ def add(path, results=RESULTS, pictures=PAGE.parent / "pictures"):
 
 
 def arms(record):
-    """Return the results of plain training and of R-Drop."""
+    """Returns the results of plain training and of R-Drop."""
     by_name = {result["arm"]: result for result in record["results"]}
     return by_name["plain"], by_name["R-Drop"]
 
 
 def row_of(script, record):
-    """Return the cells of the table for one run."""
+    """Returns the cells of the table for one run."""
     plain, rdrop = arms(record)
     score = SCORES[script]
     return [

@@ -36,7 +36,7 @@ def perceptron(dropout):
 
 
 def build(skipped=0.0, blocks_without_dropout=0):
-    """Build the network.
+    """Builds the network.
 
     Args:
         skipped: The rate of stochastic depth.

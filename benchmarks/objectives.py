@@ -28,7 +28,7 @@ def cross_entropy():
 
 
 def objective(optimized=True, alpha=1.0, passes=2):
-    """Return the objective as a function of targets and logits.
+    """Returns the objective as a function of targets and logits.
 
     In both, the passes over a row are adjacent: `x0, x0, x1, x1, ...` for two passes.
 
@@ -53,7 +53,7 @@ def objective(optimized=True, alpha=1.0, passes=2):
 
 
 def random_batch(rows, vocabulary, passes=2):
-    """Return random targets, the same in all passes over a row, and random logits, different in each pass."""
+    """Returns random targets, the same in all passes over a row, and random logits, different in each pass."""
     rng = np.random.default_rng(0)
     labels = np.repeat(rng.integers(0, vocabulary, rows), passes).astype("int32")
     logits = rng.normal(size=(passes * rows, vocabulary)).astype("float32")
@@ -61,7 +61,7 @@ def random_batch(rows, vocabulary, passes=2):
 
 
 def check_same(function, other, *inputs, tolerance=1e-5):
-    """Raise an `AssertionError` unless two functions have the same value and gradients, to a relative tolerance."""
+    """Raises an `AssertionError` unless two functions have the same value and gradients, to a relative tolerance."""
     (value, gradients), (expected, expected_gradients) = (value_and_gradients(f)(*inputs) for f in (function, other))
     np.testing.assert_allclose(ops.convert_to_numpy(value), ops.convert_to_numpy(expected), rtol=tolerance)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
@@ -70,7 +70,7 @@ def check_same(function, other, *inputs, tolerance=1e-5):
 
 
 def function_and_inputs(arm, rows, vocabulary, features=512, dtype="float32"):
-    """Return the function of an arm, followed by its inputs.
+    """Returns the function of an arm, followed by its inputs.
 
     Args:
         arm: "plain", "R-Drop" or "loss and divergence apart" for a function of targets and logits; with "Dense, "

@@ -3,8 +3,8 @@
     KERAS_BACKEND=torch python benchmarks/official.py --network language_model
 
 The baseline is the recipe of the official README: two forward passes, the mean of their cross-entropies, and `F.kl_div`
-in both directions. It runs in plain PyTorch, and calls the same Keras network with the same weights as a PyTorch
-module, with Adam as well.
+in both directions. It runs in plain PyTorch: the same Keras network is called as a PyTorch module, with the same
+initial weights and Adam.
 """
 
 import keras
@@ -66,7 +66,7 @@ def require_torch():
 
 
 def build(network):
-    """Return a network and its batch, with the same weights each time."""
+    """Returns a network and its batch, with the same weights each time."""
     keras.utils.set_random_seed(0)
     return NETWORKS[network](np.random.default_rng(0))
 

@@ -1,4 +1,4 @@
-"""Draw the results: one picture per script, with one panel per processor and command.
+"""Draws the results: one picture per script, with one panel per processor and command.
 
     python benchmarks/plot.py
 
@@ -20,7 +20,7 @@ COLORS = dict(zip(BACKENDS, ("C0", "C1", "C2"), strict=True))
 
 
 def draw_curves(records, axes):
-    """Draw a line for each arm and backend."""
+    """Draws a line for each arm and backend."""
     for backend, record in records.items():
         for style, (arm, curve) in zip(("--", "-"), record["curves"].items(), strict=False):
             (x, x_values), (y, y_values) = curve.items()
@@ -31,7 +31,7 @@ def draw_curves(records, axes):
 
 
 def draw_bars(records, axes):
-    """Draw a bar, or a point with an error bar, for each arm and backend."""
+    """Draws a bar, or a point with an error bar, for each arm and backend."""
     arms = list(dict.fromkeys(row["arm"] for record in records.values() for row in record["rows"]))
     backends = [backend for backend in BACKENDS if backend in records]
     height = 0.8 / len(backends)
@@ -62,7 +62,7 @@ def has_curves(records):
 
 
 def height_of(records):
-    """Return the height of the axes, in inches, at which the labels of the bars do not overlap."""
+    """Returns the height of the axes, in inches, at which the labels of the bars do not overlap."""
     if has_curves(records):
         return 2.5
     bars = len({row["arm"] for record in records.values() for row in record["rows"]}) * len(records)

@@ -20,7 +20,7 @@ POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def load():
-    """Return `x`, `y`, test `x` and test `y`."""
+    """Returns `x`, `y`, test `x` and test `y`."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     x, y = digits.data[order].astype("float32") / 16.0, digits.target[order]
@@ -28,7 +28,7 @@ def load():
 
 
 def score(policy, seed):
-    """Train a model, and return its test accuracy and its test loss in nats."""
+    """Trains a model, and returns its test accuracy and its test loss in nats."""
     x, y, x_test, y_test = load()
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(policy)

@@ -12,7 +12,7 @@ def settings_of(record):
 
 
 def latest(path):
-    """Return the latest records as nested dicts: processor, then settings, then backend."""
+    """Returns the latest records as nested dicts: processor, then settings, then backend."""
     found = {}
     for record in map(json.loads, path.read_text().splitlines()):
         by_settings = found.setdefault(record["hardware"], {})

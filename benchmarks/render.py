@@ -263,7 +263,7 @@ def render_section(section, folder):
 
 
 def rows_of(path):
-    """Yield the processor, the settings and each row of the latest records."""
+    """Yields the processor, the settings and each row of the latest records."""
     for hardware, by_settings in latest(path).items():
         for settings, by_backend in by_settings.items():
             for record in by_backend.values():

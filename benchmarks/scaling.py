@@ -19,7 +19,7 @@ def build_arm(function, rows, vocabulary, passes):
 
 
 def slope(sizes, timings):
-    """Fit the growth exponent to the rows of `compare`, one for each size."""
+    """Fits the growth exponent to the rows of `compare`, one for each size."""
     return np.polyfit(np.log(sizes), np.log([timing["seconds"] for timing in timings]), 1)[0]
 
 

@@ -9,7 +9,7 @@ seeds. The further divergences are those of `examples/further_divergences.py`.
 Columns of the table:
     cost: Row passes, relative to plain training.
     accuracy, NLL: Scores on the test rows; NLL in nats.
-    gap: By how much dropout raises the cross-entropy of the training rows. The paper (section 2) calls this the
+    gap: Increase of the cross-entropy of the training rows due to dropout. The paper (section 2) calls this the
         inconsistency between training and inference.
     D: Divergence between two passes over the test rows.
     low, high: 95 % t-interval of the NLL of R-Drop minus that of the arm, paired by seed. Positive: the arm is better.
@@ -36,7 +36,7 @@ TRAINING_ROWS, TEST_ROWS, BATCH_SIZE, EPOCHS = 100, 1000, 20, 100
 
 
 def build(dropout=0.3, noise=0.0, wrap_hidden=None):
-    """Build a network of two hidden layers with dropout.
+    """Builds a network of two hidden layers with dropout.
 
     Args:
         dropout: The dropout rate.
@@ -51,7 +51,7 @@ def build(dropout=0.3, noise=0.0, wrap_hidden=None):
 
 
 def load(seed):
-    """Return `x`, `y`, unlabelled `x`, test `x` and test `y`."""
+    """Returns `x`, `y`, unlabelled `x`, test `x` and test `y`."""
     digits = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
     x, y = digits.data[order].astype("float32") / 16.0, digits.target[order]
@@ -60,7 +60,7 @@ def load(seed):
 
 
 def train(seed, *, plain=False, times=1, unlabelled_per_labelled=0, network=None, **rdrop):
-    """Train one model.
+    """Trains one model.
 
     Args:
         seed: Seed of the data split, the weights, the order and the dropout.
@@ -109,7 +109,7 @@ def train(seed, *, plain=False, times=1, unlabelled_per_labelled=0, network=None
 
 
 def build_arms():
-    """Return a dict of names to arguments of `train`."""
+    """Returns a dict of names to arguments of `train`."""
     plain, longer = {"plain": True}, {"plain": True, "times": 2}
     arms = {"plain": plain, "plain, equal row passes": longer, "R-Drop": {}}
     arms |= {f"alpha {alpha:g}": {"alpha": alpha} for alpha in (0.0, 0.1, 0.3, 3.0, 10.0)}

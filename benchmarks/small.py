@@ -17,7 +17,7 @@ WRAPPERS = {"plain": lambda base: base, "R-Drop": RDropModel}
 
 
 def epoch(method, arm, steps):
-    """Return a function that trains on the same batch for an epoch."""
+    """Returns a function that trains on the same batch for an epoch."""
     model, *batch = build_and_compile("mlp", WRAPPERS[arm])
     if arm == "plain":
         batch = [np.repeat(array, 2, axis=0) for array in batch]

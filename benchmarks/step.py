@@ -16,7 +16,7 @@ from keras_rdrop import RDropModel
 
 
 def build_and_compile(network, wrap):
-    """Return a compiled model, which has the same weights and seeds each time, and its batch `x` and `y`."""
+    """Returns a compiled model, which has the same weights and seeds each time, and its batch `x` and `y`."""
     keras.utils.set_random_seed(0)
     base, x, y = NETWORKS[network](np.random.default_rng(0))
     model = wrap(base)

@@ -28,9 +28,9 @@ class CallCounter(layers.Layer):
 
 
 def build():
-    """Build a small network with a `CallCounter` after the dropout.
+    """Builds a small network with a `CallCounter` after the dropout.
 
-    Before it, R-Drop would take the layer for the start of the randomness, as it does not know the layer.
+    R-Drop does not know this layer, so before the dropout it would treat it as the first random layer.
     """
     inputs = keras.Input((8,))
     hidden = layers.Dropout(0.5)(layers.Dense(16, activation="relu")(inputs))
@@ -38,7 +38,7 @@ def build():
 
 
 def count(wrap):
-    """Return the number of calls in total and in `fit`."""
+    """Returns the number of calls in total and in `fit`."""
     keras.utils.set_random_seed(0)
     model = wrap(build())
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -16,7 +13,7 @@ MODULES = ["Keras", "model.py", "_passes/", "_objective/", "_kernels/"]
 BATCH = [
     ("Keras", "fit"),
     ("model.py", "RDropModel.train_step"),
-    ("_passes/", "PassLayout.spread: y, weights"),
+    ("_passes/", "PassLayout.widen: y, weights"),
     ("_passes/", "CurrentStep.set: a Step"),
     ("Keras", "train_step"),
     ("model.py", "RDropModel.call"),
@@ -55,7 +52,7 @@ def new_axes(width, height):
 
 
 def draw_passes():
-    """Draws the two passes of a batch, which part at the first dropout."""
+    """Draws the two passes of a batch, which split at the first dropout."""
     figure, axes = new_axes(6.4, 3.1)
     middle = 1.95
     box(axes, 0.1, middle, 0.75, "batch $x$", ONCE)

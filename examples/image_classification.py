@@ -33,7 +33,11 @@ def parse_arguments(argv=None):
     add("--small-data", choices=["mnist", "digits"], default="mnist", help="images to train on without --dataset")
     add("--preset", help="name or folder of a pretrained KerasHub ViT (default: none)")
     add(
-        "--stochastic-depth", type=float, default=0.0, metavar="RATE", help="fraction of the rows that skip each branch"
+        "--stochastic-depth",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="fraction of the rows that skip each residual branch in training",
     )
     add("--image-size", type=int, default=28, help="height and width of the resized images, in pixels")
     return arguments.parse(
@@ -150,7 +154,7 @@ def main(argv=None):
         run.save_result(history, classification_scores(network.predict(test_images, verbose=0), test_labels))
 
     classifier.save(args.output / "model.keras")
-    report.finish(args, f"{args.dataset or args.small_data}, test images")
+    report.finish(args, f"{args.dataset or args.small_data}, {len(test_labels)} test images")
 
     classifier = keras.models.load_model(args.output / "model.keras", compile=False)
     images, labels = data.as_columns(splits["test"], 500)

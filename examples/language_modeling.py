@@ -3,14 +3,15 @@
     python examples/language_modeling.py                                    # R-Drop on Python's help topics
     python examples/language_modeling.py --compare                          # also plain, at equal steps and equal cost
     python examples/language_modeling.py --recipe wikitext-103 --text-dir DIR    # the paper, from its text files
-    python examples/language_modeling.py --dataset wiki40b/en               # another large corpus
+    python examples/language_modeling.py --dataset wiki40b/en --steps 10000      # another large corpus
 
 The small data is either Python's help topics (about 65,000 words, slightly different in each Python version) or the
 docstrings of the installed packages. The small model is a KerasHub GPT-2 with 0.7 M parameters. DIR holds the files
 wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens.
 
 The test text is cut into rows, and each row is scored without the rows before it. The script reports the perplexity per
-word, which is comparable across tokenizers, and per token.
+word, which is comparable across tokenizers, and per token. `--rows`, `--validation-rows` and `--test-rows` count
+documents, such as help topics.
 """
 
 import math
@@ -114,7 +115,7 @@ def compute_perplexities(language_model, inputs, targets, words, batch_size):
     network = keras.Model(language_model.input, language_model.output)
     network.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     nats = network.evaluate(inputs, targets, batch_size=batch_size, verbose=0)  # the mean over all tokens
-    return {"perplexity": math.exp(nats * targets.size / words), "perplexity per token": math.exp(nats)}
+    return {"perplexity per word": math.exp(nats * targets.size / words), "perplexity per token": math.exp(nats)}
 
 
 def main(argv=None):

@@ -53,11 +53,12 @@ def load_texts(args):
     return load_docstrings() if args.small_data == "docstrings" else load_titles()
 
 
-def build_preprocessor(args, texts):
+def build_preprocessor(args, train):
     lengths = {"encoder_sequence_length": args.sequence_length, "decoder_sequence_length": args.summary_length}
     if args.preset:
         return keras_hub.models.BartSeq2SeqLMPreprocessor.from_preset(args.preset, **lengths)
-    vocabulary, merges = data.train_bpe(texts, args.vocabulary_size, SPECIAL_TOKENS)
+    texts, summaries = data.as_columns(train, 50_000)
+    vocabulary, merges = data.train_bpe(texts + summaries, args.vocabulary_size, SPECIAL_TOKENS)
     tokenizer = keras_hub.models.BartTokenizer(vocabulary, merges)
     return keras_hub.models.BartSeq2SeqLMPreprocessor(tokenizer, **lengths)
 
@@ -115,8 +116,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     training.configure(args)
     splits = load_texts(args)
-    training_texts, training_summaries = data.as_columns(splits["train"], 50_000)
-    preprocessor = build_preprocessor(args, training_texts + training_summaries)
+    preprocessor = build_preprocessor(args, splits["train"])
     texts, references = data.as_columns(splits["test"], args.test_rows)
 
     def preprocess(texts, summaries):

@@ -9,8 +9,9 @@ The small data is the translated messages of Home Assistant, downloaded once wit
 parameters. Models of this size underfit at the paper's alpha of 5, so the default is 1. DIR holds the files train.de,
 train.en, valid.de, valid.en, test.de and test.en, or those of two other languages, with one sentence per line.
 
-The script writes its translations of the test set and their references next to the model. The BLEU in the table is the
-one that `sacrebleu references.txt -i translations.txt` prints, and the report holds its signature.
+The script writes the translations of the test set and their references next to the model; with `--compare`, those of
+R-Drop. The BLEU in the table is the one that `sacrebleu references.txt -i translations.txt` prints. The report holds
+its signature.
 """
 
 from pathlib import Path
@@ -160,7 +161,8 @@ def main(argv=None):
     translations = translate(translator, preprocessor, texts[:5], args.beams)
     for text, reference, translation in zip(texts, references, translations, strict=False):
         print(f"  {text}\n    reference:   {reference}\n    translation: {translation}")
-    print(f"\nWritten to {args.output}: model.keras, sentencepiece.model, *.txt, learning_curves.png, report.json")
+    print(f"\nWritten to {args.output}: model.keras, sentencepiece.model, translations.txt, references.txt,")
+    print("learning_curves.png, report.json")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class AlternatingFactor(layers.Layer):
 
 
 def fit_once(layer, x, y, preceding_layers=()):
-    """Return the logs of one step of plain Keras with a learning rate of 0 and a mean squared error."""
+    """Returns the logs of one step of plain Keras with a learning rate of 0 and a mean squared error."""
     inputs = keras.Input(x.shape[1:])
     hidden = inputs
     for preceding_layer in preceding_layers:

@@ -11,7 +11,7 @@ from keras_rdrop.plot import plot_history
 
 
 def get_line_data(figure):
-    """Return the data of each line, by panel title and label."""
+    """Returns the data of each line, by panel title and label."""
     return {
         axes.get_title(): {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
         for axes in figure.axes

@@ -48,7 +48,7 @@ def test_exactly_the_stated_fields_have_a_source(name):
 
 
 def kl_divergences(logits):
-    """Return KL(P1 || P2) and KL(P2 || P1), each with one value per row."""
+    """Returns KL(P1 || P2) and KL(P2 || P1), each with one value per row."""
     log_p, log_q = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return (np.exp(log_p) * (log_p - log_q)).sum(-1), (np.exp(log_q) * (log_q - log_p)).sum(-1)
 

@@ -42,7 +42,7 @@ TUNING_SEEDS = (1000, 1001)
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is tuned. `alpha` is 0 for plain training."""
+    """The tuned hyperparameters. `alpha` is 0 for plain training."""
 
     learning_rate: float
     dropout: float

@@ -24,9 +24,9 @@ ROWS = {"text, 400 labels": 400, "text, 1,600 labels": 1600, "text, all labels":
 
 
 def scores(rows, seed):
-    """Returns the test scores of a classifier of the words and pairs of words, trained on the rows of a seed.
+    """Returns the test scores of logistic regression on unigrams and bigrams, trained on the rows of a seed.
 
-    Its regularization is the one with the best accuracy on the validation data.
+    The regularization strength is the one with the best validation accuracy.
     """
     splits, _ = load_snippets("movies", "classification")
     texts, labels = (np.array(column) for column in splits["train"])

@@ -5,7 +5,6 @@
 A task is shown as soon as plain training and R-Drop have all seeds of a budget.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -164,7 +163,7 @@ def listed(names, last_comma=""):
 
 
 def answer(tasks):
-    """Says whether R-Drop gives a better model, and for each task with how much compute it does."""
+    """Says whether R-Drop gives a better model, and summarizes each task."""
     found = {f'"{results.name}"': results.compare_best("R-Drop").verdict for results in tasks if results.has_converged}
     better = [name for name in found if found[name] == "better"]
     others = [name for name in found if name not in better]
@@ -340,12 +339,9 @@ def render(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs", help="default: %(default)s")
-    args = parser.parse_args()
-    (args.output / "evidence.md").write_text(render(args.results), encoding="utf-8")
-    draw(load_tasks(args.results), args.output / "pictures" / "evidence.png")
+    docs = HERE.parents[1] / "docs"
+    (docs / "evidence.md").write_text(render(RESULTS), encoding="utf-8")
+    draw(load_tasks(RESULTS), docs / "pictures" / "evidence.png")
 
 
 if __name__ == "__main__":

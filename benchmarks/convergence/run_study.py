@@ -1,4 +1,4 @@
-"""Does R-Drop pay? Runs the cells of `plan.py` that have no result yet.
+"""Does R-Drop pay off? Runs the cells of `plan.py` that have no result yet.
 
     KERAS_BACKEND=torch python benchmarks/convergence/run_study.py --minutes 60
     KERAS_BACKEND=torch python benchmarks/convergence/run_study.py --again "text, 400 labels" R-Drop 2 0    # one cell

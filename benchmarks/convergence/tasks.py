@@ -27,6 +27,8 @@ from common.sentence_pairs import Preprocessor, train_tokenizer
 from common.small_images import load_mnist
 from common.snippets import load_snippets
 
+from keras_rdrop.losses import SparseCategoricalCrossentropy
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -69,8 +71,6 @@ class Task:
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> keras.losses.Loss:
-    from keras_rdrop.losses import SparseCategoricalCrossentropy
-
     return SparseCategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
 
 
@@ -176,10 +176,6 @@ def _build_translator(dropout: float) -> keras.Model:
     return translation.build_translator(args, args.vocabulary_size)
 
 
-def _translation_data(seed: int) -> dict[str, tuple[Any, ...]]:
-    return _translation_files()[1]
-
-
 def _translation_scores(network: keras.Model, data: tuple[Any, ...]) -> dict[str, float]:
     tokenizer_file, _, (texts, references) = _translation_files()
     args = _translation_arguments()
@@ -244,7 +240,7 @@ TASKS = {
     "text regression": _text("regression", 1600, 1),
     "translation": Task(
         "A transformer from scratch translates 9,391 messages from English to German.",
-        _translation_data,
+        lambda seed: _translation_files()[1],
         _build_translator,
         cross_entropy,
         _validate_tokens,

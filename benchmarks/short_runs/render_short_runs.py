@@ -1,4 +1,4 @@
-"""Render the results of `run.py` as `docs/short_runs.md` and its pictures. Nothing there is typed by hand.
+"""Renders the results of `run.py` as `docs/short_runs.md` and its pictures. Nothing there is typed by hand.
 
     python benchmarks/short_runs/render_short_runs.py
 
@@ -9,9 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from study import ARMS, DECIDING, SEEDS, SETTINGS, TASKS, TUNING_SEED, results, tuned
@@ -76,7 +73,7 @@ R-Drop compared with each baseline by the deciding score of the task. A dash is 
 """
 
 OVERFITTING = """\
-By how much the validation loss of each baseline rises from its lowest value to the end of training.
+The rise of each baseline's validation loss from its lowest value to the end of training.
 """
 
 TASK_BY_TASK = """\
@@ -109,16 +106,16 @@ Validation loss at the end of training, for every setting that was tried. The ch
 
 SWEEPS = """\
 The settings of R-Drop, and the variations [beyond the paper](beyond.md), on a network that trains in seconds: 100
-handwritten digits, several seeds. The cost is in row passes, relative to plain training. The gap is by how much dropout
-raises the cross-entropy of the training rows. D is the divergence between two passes over the test rows. Low and high
-are the 95 % t-interval of the NLL of R-Drop minus that of the arm, positive where the arm is better.
+handwritten digits, several seeds. The cost is in row passes, relative to plain training. The gap is the increase of the
+cross-entropy of the training rows due to dropout. D is the divergence between two passes over the test rows. Low and
+high are the 95 % t-interval of the NLL of R-Drop minus that of the arm, positive where the arm is better.
 
 ![The divergence between the passes over training](pictures/settings.png)
 """
 
 
 def by_backend(folder):
-    """Return a dict of backends to lists of their results."""
+    """Returns a dict of backends to lists of their results."""
     grouped = {}
     for result in results(folder):
         grouped.setdefault(result["backend"], []).append(result)
@@ -126,7 +123,7 @@ def by_backend(folder):
 
 
 def load(folder):
-    """Load the results of every arm with its tuned setting.
+    """Loads the results of every arm with its tuned setting.
 
     Returns:
         Nested dicts: task, then arm, then a tuple of backend and seed.
@@ -148,12 +145,12 @@ def has_val_loss(arm):
 
 
 def scores_of(task):
-    """Return a dict of the scores of a task to whether lower is better."""
+    """Returns a dict of the scores of a task to whether lower is better."""
     return {**TASKS[task].scores, STOPPED: True}
 
 
 def effect(task, arms, arm, baseline, score):
-    """Return the paired differences of a score as an array, positive where `arm` is better than `baseline`."""
+    """Returns the paired differences of a score as an array, positive where `arm` is better than `baseline`."""
     arm_scores, baseline_scores = (
         {pair: run["scores"][score] for pair, run in arms.get(name, {}).items() if score in run["scores"]}
         for name in (arm, baseline)
@@ -168,7 +165,7 @@ def verdict(low, high):
 
 
 def effects(loaded, arm, baseline):
-    """Compare two arms by every score of every task that has two or more pairs of runs.
+    """Compares two arms by every score of every task that has two or more pairs of runs.
 
     Returns:
         A list of dicts with the keys "task", "score", "seeds", "effect", "low", "high", "p" and "verdict".
@@ -188,12 +185,12 @@ def effects(loaded, arm, baseline):
 
 
 def of_deciding_scores(rows):
-    """Keep the rows of `effects` about the deciding score of a task, which is its first one."""
+    """Keeps the rows of `effects` about the deciding score of a task, which is its first one."""
     return [row for row in rows if row["score"] == next(iter(TASKS[row["task"]].scores))]
 
 
 def count_verdicts(rows):
-    """Return how often R-Drop helps and hurts by the deciding score, and the number of tasks."""
+    """Returns how often R-Drop helps and hurts by the deciding score, and the number of tasks."""
     verdicts = [row["verdict"] for row in of_deciding_scores(rows)]
     return verdicts.count("helps"), verdicts.count("hurts"), len(verdicts)
 
@@ -205,7 +202,7 @@ def answer(by_baseline):
 
 
 def overfit(runs):
-    """Return the relative rise of the validation loss from its lowest value to the end, as a mean over the runs."""
+    """Returns the relative rise of the validation loss from its lowest value to the end, as a mean over the runs."""
     curves = [run["history"]["val_loss"] for run in runs.values()]
     return np.mean([curve[-1] / min(curve) - 1.0 for curve in curves])
 
@@ -325,7 +322,7 @@ def table_of_settings(backend_results):
                 marked = zip(SETTINGS, texts, strict=True)
                 rows.append([task, arm, *[f"**{text}**" if setting == best else text for setting, text in marked]])
     names = [
-        f"{rate} x learning rate, {dropout} x dropout" if (rate, dropout) != (1, 1) else "as it is"
+        f"{rate} x learning rate, {dropout} x dropout" if (rate, dropout) != (1, 1) else "unchanged"
         for rate, dropout in SETTINGS
     ]
     return markdown_table(["task", "arm", *names], rows)
@@ -339,7 +336,7 @@ def table_of_rows(record):
 
 
 def draw_effects(rows, path):
-    """Draw effects and their intervals, one line per task."""
+    """Draws effects and their intervals, one line per task."""
     figure, axes = plt.subplots(figsize=(5.6, 1.2 + 0.28 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
         # Scores have different units: each interval is scaled so that its larger end is at 1 or -1.
@@ -357,7 +354,7 @@ def draw_effects(rows, path):
 
 
 def draw_curves(task, arms, path):
-    """Draw the validation loss over row passes: its mean, and a band from the smallest to the largest value."""
+    """Draws the validation loss over row passes: its mean, and a band from the smallest to the largest value."""
     rows = -(-len(arms) // 2)  # of the legend
     figure, axes = plt.subplots(figsize=(5.6, 3.6 + 0.2 * rows), layout="constrained")
     for color, (arm, runs) in enumerate(arms.items()):
@@ -375,7 +372,7 @@ def draw_curves(task, arms, path):
 
 
 def render(results_folder, folder, sweeps):
-    """Write the page and its pictures.
+    """Writes the page and its pictures.
 
     Args:
         results_folder: Folder of the results of `run.py`.

@@ -42,14 +42,14 @@ def parse_arguments(argv=None):
 
 
 def next_cells(args, failed):
-    """List the cells that are pending on this backend, without those that failed before."""
+    """Lists the cells that are pending on this backend, without those that failed before."""
     backend = keras.config.backend()
     done = [result for result in results(args.output.parent) if result["backend"] == backend]
     return [cell for cell in pending(done, args.task) if cell not in failed]
 
 
 def run(cell: Cell):
-    """Run a cell and return its result. If it fails, print its output to stderr and return `None`."""
+    """Runs a cell and returns its result. If the cell fails, prints its output to stderr and returns `None`."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *cell.arguments, "--output", folder]
         start = time.perf_counter()

@@ -158,17 +158,17 @@ class Cell:
 
 
 def arms_of(task: str) -> list[str]:
-    """List the arms that run on a task."""
+    """Lists the arms that run on a task."""
     return [*DECIDING, *VARIATIONS.get(task, ())]
 
 
 def seeds_of(task: str, arm: str) -> range:
-    """Return the seeds that an arm runs with."""
+    """Returns the seeds that an arm runs with."""
     return MORE_SEEDS.get(task, SEEDS) if arm in DECIDING else SEEDS
 
 
 def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Iterator[Cell]:
-    """Yield the cells to run next: the deciding arms of all tasks first, then the other arms.
+    """Yields the cells to run next: the deciding arms of all tasks first, then the other arms.
 
     Args:
         done: Results of one backend. For a task whose deciding arms are not tuned yet, the cells are the tuning runs.
@@ -189,7 +189,7 @@ def pending(done: Iterable[dict[str, Any]], tasks: Iterable[str] = TASKS) -> Ite
 
 
 def tuned(done: Iterable[dict[str, Any]], task: str, arm: str) -> tuple[int, int] | None:
-    """Return the setting of an arm with the lowest validation loss at the end of training.
+    """Returns the setting of an arm with the lowest validation loss at the end of training.
 
     Args:
         done: Results of one backend.
@@ -210,7 +210,7 @@ def tuned(done: Iterable[dict[str, Any]], task: str, arm: str) -> tuple[int, int
 
 
 def results(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the results that `run.py` wrote into a folder, each with its cell under the key "cell".
+    """Yields the results that `run.py` wrote into a folder, each with its cell under the key "cell".
 
     Results of cells that are no longer part of the plan are left out.
     """

@@ -109,11 +109,13 @@ def parse(
             "label_smoothing": recipe.label_smoothing,
         }
         parser.set_defaults(**{name: value for name, value in settings.items() if value is not None})
-        if isinstance(recipe.alpha, tuple):
-            print(f"The paper tunes alpha for each data set, over {recipe.alpha}. Choose yours with --alpha.")
     if args.smoke:
         parser.set_defaults(validation_rows=8, **smoke)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.recipe and isinstance(recipe.alpha, tuple):
+        tried = ", ".join(map(str, recipe.alpha))
+        print(f"The paper chose alpha for each data set from {tried}. This run uses {args.alpha:g}; see --alpha.")
+    return args
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

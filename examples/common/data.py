@@ -90,7 +90,7 @@ def load_tfds(
     try:
         return tfds.load(name, split=splits, data_dir=data_dir, download=False, shuffle_files=True, with_info=True)
     except (AssertionError, tfds.core.DatasetNotFoundError) as error:
-        where = f", data_dir={str(data_dir)!r}" if data_dir else ""
+        where = f", data_dir={data_dir!r}" if data_dir else ""
         command = f"import tensorflow_datasets as tfds; tfds.load({name!r}{where})"
         manual = "" if name != "imagenet2012" else (
             "\nFor ImageNet, first register and download the archives yourself: "

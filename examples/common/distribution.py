@@ -20,7 +20,7 @@ def torch_data_parallel(args: argparse.Namespace) -> TorchDataParallel | None:
             "`torchrun --nproc-per-node 2 SCRIPT --distribute` instead of `python SCRIPT --distribute`."
         )
     if args.resume:
-        raise SystemExit("--resume backs up one process, so PyTorch does not support it with --distribute.")
+        raise SystemExit("--resume backs up one process, so it cannot be combined with --distribute on PyTorch.")
     return TorchDataParallel()
 
 

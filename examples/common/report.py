@@ -71,11 +71,15 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
-    """Prints the first two scores of each arm in a sentence."""
-    names = [name for name in list(rows[0])[1:3] if name not in ("row passes", "seconds")]
-    plain, longer, rdrop = (" and ".join(f"{name} {format_number(row[name])}" for name in names) for row in rows)
+    """Prints the first two scores of each arm, and how many row passes it took."""
+
+    def describe(row: dict[str, Any]) -> str:
+        scores = " and ".join(f"{name} {format_number(row[name])}" for name in list(row)[1:3])
+        return f"{scores} after {format_number(row['row passes'])} row passes"
+
+    plain, longer, rdrop = map(describe, rows)
     Console(highlight=False).print(
-        f"R-Drop has {rdrop}. Plain training has {plain} in as many steps, and {longer} at the same cost. "
+        f"R-Drop has {rdrop}. Plain training has {plain}, and {longer}. "
         "One seed is no evidence: docs/evidence.md reports many."
     )
 

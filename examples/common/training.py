@@ -48,7 +48,8 @@ def arm_names(args: argparse.Namespace) -> list[str]:
 def arms_to_train(args: argparse.Namespace) -> Iterator[str]:
     """Yields the name of each arm to train. With `--compare --resume`, skips the plain arms that have finished."""
     for arm in arm_names(args):
-        if not (arm != "R-Drop" and args.compare and args.resume and result_path(args, arm).exists()):
+        has_finished = args.compare and args.resume and arm != "R-Drop" and result_path(args, arm).exists()
+        if not has_finished:
             yield arm
     # The saved model predicts one row at a time, which JAX cannot split over devices.
     keras.distribution.set_distribution(None)

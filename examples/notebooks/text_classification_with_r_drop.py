@@ -203,7 +203,7 @@ for name, (history, _) in histories.items():
     )
 
 """
-One run proves nothing. With another `SEED`, the order may change, and 200 validation
+One run proves nothing. With another `SEED`, the winner may change, and 200 validation
 texts cannot resolve small differences. [Evidence](../../docs/evidence.md) compares both
 trainings at equal cost over many seeds, on these reviews with more labels. If you try
 R-Drop on your task, tune `alpha`, and use several seeds.

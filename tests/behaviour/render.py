@@ -32,7 +32,7 @@ The result on TensorFlow, JAX and PyTorch, in this order, or once if it is the s
 
 
 def read(paths):
-    """Read the test reports.
+    """Reads the test reports.
 
     Args:
         paths: JUnit XML files, one per backend.
@@ -80,7 +80,7 @@ def render(marks, reasons, bad_input):
 
 
 def _join(cells, index, known):
-    """Join the kinds or backends of the cells, in the order of the table."""
+    """Joins the kinds or backends of the cells, in the order of the table."""
     return ", ".join(name for name in known if any(cell[index] == name for cell in cells))
 
 

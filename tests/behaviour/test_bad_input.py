@@ -35,7 +35,7 @@ def two_outputs():
 
 
 def error(argument, given, function, loss=SCE, base=one_output, ours=None, **options):
-    """Register bad input that must raise an error.
+    """Registers bad input that must raise an error.
 
     Args:
         argument: The argument that is bad, as shown on the page.
@@ -202,7 +202,7 @@ def test_error(name, rng, record_property):
 
 
 def accepted(name, result):
-    """Register bad input that Keras accepts. The page shows `result`."""
+    """Registers bad input that Keras accepts. The page shows `result`."""
 
     def register(function):
         ACCEPTED[name] = (function, result)

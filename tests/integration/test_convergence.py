@@ -53,7 +53,7 @@ def result(cell, validation):
 
 
 def finish_trials(done, task, best):
-    """Finish all trials. `best` is the setting with the highest validation score of its arm."""
+    """Finishes all trials. `best` is the setting with the highest validation score of its arm."""
     for cell in plan.pending(done, [task]):
         assert cell.is_trial
         done[cell] = result(cell, [float(cell.setting == best[cell.arm])])

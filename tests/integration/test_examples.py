@@ -312,16 +312,18 @@ def test_the_table_fits_80_columns(capsys, monkeypatch):
 def test_the_comparison_names_each_arm_once(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     arms = {"plain": 0.71, "plain, longer": 0.72, "R-Drop": 0.73}
-    rows = [{"arm": arm, "accuracy": value, "NLL": 1 - value, "F1": value} for arm, value in arms.items()]
+    passes = {"plain": 800, "plain, longer": 1600, "R-Drop": 1600}
+    rows = [
+        {"arm": arm, "accuracy": value, "NLL": 1 - value, "F1": value, "row passes": passes[arm]}
+        for arm, value in arms.items()
+    ]
     report.print_comparison(rows)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert " ".join(printed.split()).startswith(
-        "R-Drop has accuracy 0.73 and NLL 0.27. Plain training has accuracy 0.71 and NLL 0.29 in as many steps, and "
-        "accuracy 0.72 and NLL 0.28 at the same cost. One seed is no evidence"
+        "R-Drop has accuracy 0.73 and NLL 0.27 after 1,600 row passes. Plain training has accuracy 0.71 and NLL 0.29 "
+        "after 800 row passes, and accuracy 0.72 and NLL 0.28 after 1,600 row passes. One seed is no evidence"
     )
-    report.print_comparison([{"arm": arm, "BLEU": value, "row passes": 8} for arm, value in arms.items()])
-    assert "R-Drop has BLEU 0.73. Plain training" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
@@ -431,7 +433,7 @@ def test_the_small_model_reads_the_text_from_the_start():
     """Otherwise the decoder ignores the text, and writes the same summary for all texts."""
     script = importlib.import_module("summarization")
     args = script.parse_arguments(["--smoke"])
-    preprocessor = script.build_preprocessor(args, TEXTS)
+    preprocessor = script.build_preprocessor(args, (TEXTS, TEXTS))
     model = script.build_summarizer(args, preprocessor)
     inputs, *_ = preprocessor({"encoder_text": ["a good film", "the bad movie"], "decoder_text": ["film"] * 2})
     first, second = keras.ops.convert_to_numpy(model(inputs))

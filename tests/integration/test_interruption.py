@@ -17,23 +17,23 @@ SCRIPT = Path(__file__).parents[1] / "support" / "train_and_resume.py"
 KILLS = 3
 
 
-def start(engine, folder):
+def start(file_format, folder):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(SCRIPT), engine, str(folder)]
+    command = [sys.executable, str(SCRIPT), file_format, str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(engine, folder):
+def finish(file_format, folder):
     """The weights at the end, and the number of steps that were left."""
-    output, _ = start(engine, folder).communicate(timeout=300)
+    output, _ = start(file_format, folder).communicate(timeout=300)
     assert (folder / "done.npz").exists(), output[-3000:]
     return list(np.load(folder / "done.npz").values()), output.count("step\n")
 
 
-def kill(engine, folder, event, chance):
+def kill(file_format, folder, event, chance):
     """Starts, and kills shortly after one of the next few events: a training step, or the start of a save."""
-    process = start(engine, folder)
+    process = start(file_format, folder)
     output = []
     events = (line for line in process.stdout if output.append(line) or line == f"{event}\n")
     for _ in range(chance.randint(2, 4)):  # so that one save at least is done where it is killed while saving
@@ -45,13 +45,13 @@ def kill(engine, folder, event, chance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["weights", "keras", "orbax"])
-def test_a_killed_run_ends_as_one_that_was_not(engine, tmp_path):
-    expected, all_steps = finish(engine, tmp_path / "whole")
+@pytest.mark.parametrize("file_format", ["weights", "keras", "orbax"])
+def test_a_killed_run_ends_as_one_that_was_not(file_format, tmp_path):
+    expected, all_steps = finish(file_format, tmp_path / "whole")
     chance = random.Random()
     for number in range(KILLS):
-        kill(engine, tmp_path / "killed", "saving" if number % 2 else "step", chance)
-    found, steps = finish(engine, tmp_path / "killed")
+        kill(file_format, tmp_path / "killed", "saving" if number % 2 else "step", chance)
+    found, steps = finish(file_format, tmp_path / "killed")
     assert steps < all_steps
     for weight, uninterrupted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(weight, uninterrupted)

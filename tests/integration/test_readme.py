@@ -34,7 +34,7 @@ PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "d
 
 
 def expand_snippets(block):
-    """Replace each include by the section of a file that it names, as mkdocs does with `pymdownx.snippets`.
+    """Replaces each include by the section of a file that it names, as mkdocs does with `pymdownx.snippets`.
 
     An include has three lines: `--8<--`, `path:section` and `--8<--`. In one line, `--8<-- "path:section"` would be
     valid Python, which ruff formats.

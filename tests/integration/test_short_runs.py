@@ -39,7 +39,7 @@ def tuning(task, arm):
 
 
 def write(path, differences, arm="R-Drop", baseline="plain, equal row passes", task="text, 400 labels"):
-    """Write results of two arms with known differences, which are larger with the settings that are not chosen."""
+    """Writes results of two arms with known differences, which are larger with the settings that are not chosen."""
     lines = tuning(task, arm) + tuning(task, baseline)
     for seed, difference in enumerate(differences):
         for setting in study.SETTINGS:

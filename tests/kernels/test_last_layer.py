@@ -31,7 +31,7 @@ def dense(use_bias=True):
 
 
 def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
-    """Compare the loss and its gradient with automatic differentiation. One vector holds the features and weights.
+    """Compares the loss and its gradient with automatic differentiation. One vector holds the features and weights.
 
     About a third of the positions are padding, whose weights are 0.
     """
@@ -189,7 +189,7 @@ def classifier():
 
 
 def language_model(mask_zero=False):
-    """Build a base with tied weights. Its features may have a Keras mask, but its logits have none."""
+    """Builds a base with tied weights. Its features may have a Keras mask, but its logits have none."""
     inputs = keras.Input((None,), dtype="int32")
     embedding = layers.ReversibleEmbedding(CLASSES, 4, mask_zero=mask_zero, embeddings_initializer=LARGE_WEIGHTS)
     hidden = layers.Dense(4)(embedding(inputs))
@@ -197,7 +197,7 @@ def language_model(mask_zero=False):
 
 
 def tagger():
-    """Build a base whose logits have a Keras mask."""
+    """Builds a base whose logits have a Keras mask."""
     inputs = keras.Input((None,), dtype="int32")
     hidden = layers.Embedding(CLASSES, 4, LARGE_WEIGHTS, mask_zero=True)(inputs)
     return keras.Model(inputs, layers.Dense(CLASSES)(layers.Dropout(0.3)(layers.Dense(4)(hidden))))

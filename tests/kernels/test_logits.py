@@ -17,7 +17,7 @@ ops = keras.ops
 
 
 def check_terms(rng, rows, passes, positions, classes, sparse, label_smoothing, dtype="float32", scale=1.0):
-    """Compare the weighted sum of the terms and its gradient with automatic differentiation."""
+    """Compares the weighted sum of the terms and its gradient with automatic differentiation."""
     shape = (rows, passes) if positions is None else (rows, passes, positions)
     logits = ops.cast((scale * rng.normal(size=(*shape, classes))).astype("float32"), dtype)
     labels = rng.integers(0, classes, shape)

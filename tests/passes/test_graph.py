@@ -25,7 +25,7 @@ class CustomLayer(layers.Layer):
 
 
 def image_base():
-    """Build a base with a stateful prefix, a skip connection, and a nested model that holds the first random layer."""
+    """Builds a base with a stateful prefix, a skip connection, and a nested model that holds the first random layer."""
     inputs = keras.Input((6, 6, 2))
     hidden = layers.BatchNormalization()(layers.Conv2D(3, 3, activity_regularizer="l2")(inputs))
     hidden = layers.Flatten()(hidden)
@@ -37,7 +37,7 @@ def image_base():
 
 
 def sequence_base():
-    """Build a base that computes a Keras mask before the first random layer."""
+    """Builds a base that computes a Keras mask before the first random layer."""
     inputs = keras.Input((None,), dtype="int32")
     hidden = layers.Embedding(10, 4, "normal", mask_zero=True)(inputs)
     hidden = layers.LSTM(4, return_sequences=True)(hidden)
@@ -47,7 +47,7 @@ def sequence_base():
 
 
 def two_output_base():
-    """Build a base in which dropout does not affect one output and does not depend on one input."""
+    """Builds a base in which dropout does not affect one output and does not depend on one input."""
     inputs = {"a": keras.Input((3,)), "b": keras.Input((2,))}
     hidden = layers.Dense(4)(inputs["a"])
     deterministic = keras.ops.tanh(hidden) * 2.0
@@ -56,7 +56,7 @@ def two_output_base():
 
 
 def attention_base():
-    """Build a base in which an attention layer removes the mask of a tensor before or after a random layer reads it."""
+    """Builds a base where an attention layer removes the mask of a tensor before or after a random layer reads it."""
     tokens = keras.Input((5,), dtype="int32")
     hidden = layers.Dense(4)(layers.Embedding(10, 4, mask_zero=True)(tokens))
     attended = layers.MultiHeadAttention(2, 2)(hidden, hidden)
@@ -65,7 +65,7 @@ def attention_base():
 
 
 def two_attentions_base():
-    """Build a base in which a layer reads a masked tensor before an attention layer removes its mask."""
+    """Builds a base in which a layer reads a masked tensor before an attention layer removes its mask."""
     tokens = keras.Input((5,), dtype="int32")
     embedded = layers.Embedding(10, 4, keras.initializers.RandomNormal(stddev=1.0), mask_zero=True)(tokens)
     attended = layers.LayerNormalization()(layers.MultiHeadAttention(2, 2)(embedded, embedded))
@@ -237,14 +237,14 @@ def test_a_base_with_a_batch_size_shares_its_prefix(rng):
 
 
 def folded_rows():
-    """Build a base that merges rows and time steps into one axis before the first random layer."""
+    """Builds a base that merges rows and time steps into one axis before the first random layer."""
     inputs = keras.Input((4, 3))
     hidden = keras.ops.reshape(layers.Dense(3)(inputs), (-1, 3))
     return keras.Model(inputs, keras.ops.reshape(layers.Dropout(0.5)(hidden), (-1, 4, 3)))
 
 
 def time_steps_first():
-    """Build a base whose first random layer takes time steps as rows, as many as the smallest probe has."""
+    """Builds a base whose first random layer takes time steps as rows, as many as the smallest probe has."""
     inputs = keras.Input((101, 3))
     hidden = layers.Dropout(0.5)(keras.ops.transpose(layers.Dense(3)(inputs), (1, 0, 2)))
     return keras.Model(inputs, keras.ops.transpose(hidden, (1, 0, 2)))

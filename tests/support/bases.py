@@ -59,7 +59,7 @@ def dense_stack(units=CLASSES, dropout=None, activation=None):
 
 
 def build(kind, stack=dense_stack, shape=(6,), dtype=None, **input_options):
-    """Build a base with one input and one output from the layers that `stack()` returns."""
+    """Builds a base with one input and one output from the layers that `stack()` returns."""
     if kind == "keras_hub":
         if stack is not dense_stack:
             raise Unsupported("the network of a task is fixed")
@@ -80,7 +80,7 @@ def build(kind, stack=dense_stack, shape=(6,), dtype=None, **input_options):
 
 
 def build_heads(kind, inputs, outputs):
-    """Build a base with several inputs and outputs.
+    """Builds a base with several inputs and outputs.
 
     Args:
         kind: One of `KINDS`.
@@ -117,7 +117,7 @@ def build_task(preprocessor=None):
 
 
 def example_data(kind, rng, rows=8):
-    """Return inputs for the default network of a kind, and integer targets."""
+    """Returns inputs for the default network of a kind, and integer targets."""
     targets = rng.integers(0, CLASSES, rows)
     if kind != "keras_hub":
         return rng.normal(size=(rows, 6)).astype("float32"), targets

@@ -21,7 +21,7 @@ class KnownNoise(keras.layers.Layer):
 
 
 def train(loss, x, y, noise, divergence="auto", passes=2, sample_weight=None, unlabelled=None):
-    """Run one training step of a model that only multiplies by known noise, and return the logs."""
+    """Runs one training step of a model that only multiplies by known noise, and returns the logs."""
     inputs = keras.Input(x.shape[1:])
     base = keras.Model(inputs, KnownNoise(noise)(inputs))
     model = RDropModel(base, passes=passes, divergence=divergence, unlabelled=unlabelled)

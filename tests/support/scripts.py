@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def import_from(folder, name):
-    """Import a module from a folder of scripts.
+    """Imports a module from a folder of scripts.
 
     The folder stays on `sys.path`, where Python puts it when it runs a script, so that scripts can import each other.
 

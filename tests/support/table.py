@@ -14,7 +14,7 @@ ROWS = {}
 
 
 def row(group, name, kinds=KINDS, slow=False):
-    """Register a row of the table: a function of the kind of base and a random generator.
+    """Registers a row of the table: a function of the kind of base and a random generator.
 
     Args:
         group: The topic of the row, shown before its name.
@@ -32,7 +32,7 @@ def row(group, name, kinds=KINDS, slow=False):
 
 @contextlib.contextmanager
 def plain_keras():
-    """Skip the cell if plain Keras fails in this context, with the error of Keras as the reason."""
+    """Skips the cell if plain Keras fails in this context, with the error of Keras as the reason."""
     try:
         yield
     except Exception as error:
@@ -67,7 +67,7 @@ def check(
     fuse_head=False,
     **compile_options,
 ):
-    """Assert that training and evaluation match plain Keras.
+    """Asserts that training and evaluation match plain Keras.
 
     Steps with alpha = 0 must equal plain training on the batch with every row repeated, in every log and every weight.
     In one more step, with alpha = 2, the loss must equal the plain loss plus the divergence.
@@ -133,7 +133,7 @@ def check(
 
 
 def compiled_model(kind, rng, **compile_options):
-    """Return a compiled model, and example inputs and targets."""
+    """Returns a compiled model, and example inputs and targets."""
     x, y = example_data(kind, rng)
     model = RDropModel(build(kind))
     model.compile(**{"optimizer": "sgd", "loss": sparse_ce(), **compile_options})

@@ -15,7 +15,7 @@ def text_classifier():
 
 
 def byte_pairs(special):
-    """Return a vocabulary of the special tokens and words of the letters t, h and e, and its merges."""
+    """Returns a vocabulary of the special tokens and words of the letters t, h and e, and its merges."""
     words = ["!", "e", "h", "t", "th", "the", "Ġ", "Ġt", "Ġth", "Ġthe"]
     merges = ["t h", "th e", "Ġ t", "Ġt h", "Ġth e"]
     return {"vocabulary": {word: i for i, word in enumerate([*special, *words])}, "merges": merges}

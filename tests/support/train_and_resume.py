@@ -1,4 +1,4 @@
-"""Trains with dropout, saves every epoch, and goes on from what it finds: for test_interruption.py, which kills it.
+"""Trains with dropout, saves every epoch, and resumes from the last save. test_interruption.py kills it.
 
     python train_and_resume.py orbax FOLDER
 
@@ -35,7 +35,7 @@ def build():
 
 
 class SeedOfEpoch(keras.callbacks.Callback):
-    """Dropout whose masks follow from the epoch: the files of Keras do not hold the state of random generators."""
+    """Seeds the dropout layers from the epoch, because Keras does not save the state of random generators."""
 
     def on_epoch_begin(self, epoch, logs=None):
         for layer in self.model.base.layers:
@@ -57,7 +57,7 @@ class AtomicFile(keras.callbacks.Callback):
 
 
 class Announce(keras.callbacks.Callback):
-    """Tells the process that kills this one where it is."""
+    """Reports progress to the process that kills this one."""
 
     def on_train_batch_end(self, batch, logs=None):
         print("step", flush=True)
@@ -66,29 +66,29 @@ class Announce(keras.callbacks.Callback):
         print("saving", flush=True)
 
 
-def resume(engine, folder):
-    """The model as it was saved last, the epochs that it has behind it, and the callbacks that save it."""
+def resume(file_format, folder):
+    """Returns the last saved model, its number of completed epochs, and the callbacks that save it."""
     model = build()
-    if engine == "weights":
+    if file_format == "weights":
         backup = Backup(folder / "backup.weights.h5")
         return model, backup.restore(model) // STEPS, [SeedOfEpoch(), backup]
-    if engine == "keras":
+    if file_format == "keras":
         path = folder / "model.keras"
         if path.exists():
             model = keras.models.load_model(path)
         return model, int(model.optimizer.iterations) // STEPS, [SeedOfEpoch(), AtomicFile(path)]
     saves = keras.callbacks.OrbaxCheckpoint(str(folder / "orbax"), save_on_background=False)
-    if any(name.isdigit() for name in os.listdir(folder / "orbax")):  # others are saves that were cut off
+    if any(name.isdigit() for name in os.listdir(folder / "orbax")):  # the other folders are interrupted saves
         model.load_weights(folder / "orbax")
     return model, int(model.optimizer.iterations) // STEPS, [saves]
 
 
 def main():
-    engine, folder = sys.argv[1], Path(sys.argv[2])
+    file_format, folder = sys.argv[1], Path(sys.argv[2])
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(ROWS, FEATURES)).astype("float32"), rng.integers(0, CLASSES, ROWS)
-    model, epochs, callbacks = resume(engine, folder)
+    model, epochs, callbacks = resume(file_format, folder)
     options = {"batch_size": BATCH_SIZE, "shuffle": False, "verbose": 0, "callbacks": [Announce(), *callbacks]}
     model.fit(x, y, epochs=EPOCHS, initial_epoch=epochs, **options)
     np.savez(folder / "done.npz", *model.base.get_weights(), iterations=int(model.optimizer.iterations))

@@ -51,7 +51,7 @@ class RootMeanSquare(keras.metrics.RootMeanSquaredError):
 
 
 def build(case):
-    """Build a case: the compiled model, inputs, targets and sample weights."""
+    """Builds a case: the compiled model, inputs, targets and sample weights."""
     rng = np.random.default_rng(0)
     weights = rng.uniform(size=ROWS).astype("float32")
     if case == MASKS:  # the update of embedding row r is the sum of the masks of row r
@@ -79,7 +79,7 @@ def build(case):
 
 
 def start(engine, devices, process, processes, port):
-    """Set up the devices.
+    """Sets up the devices.
 
     Args:
         engine: The strategy, distribution or launcher, or "one_device".
@@ -127,7 +127,7 @@ def start(engine, devices, process, processes, port):
 
 
 def fit_on_workers(model, rows, epochs):
-    """Train like `fit`, which fails under MultiWorkerMirroredStrategy in Keras 3.15 (keras-team/keras#20585)."""
+    """Trains like `fit`, which fails under MultiWorkerMirroredStrategy in Keras 3.15 (keras-team/keras#20585)."""
     import tensorflow as tf
 
     strategy = model.distribute_strategy

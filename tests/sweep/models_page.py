@@ -33,7 +33,7 @@ NOT_COVERED = "\nNot tested, because Keras does not train them:\n"
 
 
 def update(results, paths):
-    """Update the results with test reports.
+    """Updates the results with test reports.
 
     Args:
         results: Dict with the keys `"models"`, which maps a family, model and backend, joined by `|`, to a result and
@@ -89,7 +89,7 @@ def _answer(backend, cells, dates):
 
 
 def _cell(result, reasons):
-    """Shorten a result to its kind and the number of its reason below the table."""
+    """Shortens a result to its kind and the number of its reason below the table."""
     kind, _, reason = result.partition(" (")
     if not reason:
         return kind

@@ -48,7 +48,7 @@ class Trial:
         self.weights = self.base.get_weights()
 
     def fit(self, steps=2, **options):
-        """Train one epoch from the first state: the base itself, or an `RDropModel` if there are options for one."""
+        """Trains one epoch from the first state: the base itself, or an `RDropModel` if there are options for one."""
         keras.utils.set_random_seed(0)
         for variable, value in zip(self.base.variables, self.state, strict=True):
             variable.assign(value)
@@ -145,7 +145,7 @@ def check_alpha_of_zero(trial):
 
 
 def smooth_activation(layer):
-    """Replace a ReLU by a softplus: where rounding flips the derivative of a ReLU, equal updates differ by percents."""
+    """Replaces ReLU by softplus: where rounding flips the derivative of a ReLU, equal updates differ by over 1 %."""
     if isinstance(layer, (keras.layers.ReLU, keras.layers.LeakyReLU)):
         layer.call = keras.activations.softplus
     elif getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6):
@@ -153,7 +153,7 @@ def smooth_activation(layer):
 
 
 def turn_off(layer):
-    """Set the rates of a layer to 0."""
+    """Sets the rates of a layer to 0."""
     for name, value in list(vars(layer).items()):
         if isinstance(value, float) and (name.strip("_") in ("rate", "stddev") or "drop" in name):
             setattr(layer, name, 0.0)
@@ -174,7 +174,7 @@ def assert_same_update(trial, weights, expected):
 
 
 def first_line(error):
-    """Return the first line of a message that says something: not a heading, nor a line of a traceback."""
+    """Returns the first line of a message that says something: not a heading, nor a line of a traceback."""
     lines = (line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines())
     starts, ends = ("Exception encountered", "File "), (" error:", "(most recent call last):")
     found = (line for line in lines if line and not line.startswith(starts) and not line.endswith(ends))

@@ -12,7 +12,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
 def trained_task(task, x, y=None, **options):
-    """Train on the inputs of the task, compare the evaluation with the task's, and return the model."""
+    """Trains on the inputs of the task, compares the evaluation with the task's, and returns the model."""
     model = RDropModel(task)
     model.compile("adam", sparse_ce(), **options)
     before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]

@@ -96,7 +96,7 @@ np.save(folder + "/predictions.npy", model.predict(x, verbose=0))
 
 
 def predict_in_new_process(folder, x, backend, imports, load, then=""):
-    """Return the predictions of a model in a new process.
+    """Returns the predictions of a model in a new process.
 
     Args:
         folder: Folder to exchange files with the process.

@@ -42,7 +42,7 @@ class Entry:
 
 
 def random_data(model, rng, rows):
-    """Return inputs in the structure that a Functional model expects, and one class per vector of its output."""
+    """Returns inputs in the structure that a Functional model expects, and one class per vector of its output."""
     tensors = model.input if isinstance(model.input, dict) else {t.name: t for t in model.inputs}
     x = {name: _random_input(name, tensor, rng, rows) for name, tensor in tensors.items()}
     x = x if isinstance(model.input, dict) else list(x.values()) if len(x) > 1 else next(iter(x.values()))

@@ -11,7 +11,7 @@ IMAGE = (64, 64, 3)
 
 
 def with_top(model, **options):
-    """Build a model whose own top has dropout, or whose blocks have stochastic depth."""
+    """Builds a model whose own top has dropout, or whose blocks have stochastic depth."""
     return model(weights=None, input_shape=IMAGE, classes=CLASSES, classifier_activation=None, **options)
 
 

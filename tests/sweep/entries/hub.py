@@ -295,12 +295,12 @@ def images(rng, size=32):
 
 
 def segmented_images(rng):
-    """Return images with a class per pixel, one-hot: the tasks compute the categorical accuracy."""
+    """Returns images with a class per pixel, one-hot: the tasks compute the categorical accuracy."""
     return images(rng), np.eye(CLASSES)[rng.integers(0, CLASSES, (4, 32, 32))]
 
 
 def boxes(rng):
-    """Return images with one box each."""
+    """Returns images with one box each."""
     return images(rng), {
         "boxes": np.tile(np.array([[[4.0, 4.0, 20.0, 20.0]]], "float32"), (4, 1, 1)),
         "labels": np.ones((4, 1), "int32"),
@@ -308,7 +308,7 @@ def boxes(rng):
 
 
 def audio(rng):
-    """Return sounds that are longer than the kernels, and their transcripts."""
+    """Returns sounds that are longer than the kernels, and their transcripts."""
     x = {
         "encoder_input_values": rng.normal(size=(4, 1000, 1)).astype("float32"),
         "encoder_padding_mask": np.ones((4, 1000), bool),
@@ -319,14 +319,14 @@ def audio(rng):
 
 
 def pairs(rng):
-    """Return pairs of an image and a text. The target is the position of the pair in its batch of 2."""
+    """Returns pairs of an image and a text. The target is the position of the pair in its batch of 2."""
     target = np.array([0, 1, 0, 1])
     x = {"images": images(rng, 16), "token_ids": rng.integers(1, TOKENS, (4, SEQUENCE))}
     return x, {"vision_logits": target, "text_logits": target}
 
 
 def labelled_images(rng):
-    """Return images with a label of 2 characters: longer ones are permuted, which needs sample weights."""
+    """Returns images with a label of 2 characters: longer ones are permuted, which needs sample weights."""
     x = {"images": images(rng, 16), "token_ids": rng.integers(1, TOKENS, (4, 2)), "padding_mask": np.ones((4, 2))}
     return x, rng.integers(0, TOKENS, (4, 2))
 
@@ -371,7 +371,7 @@ _ABSTRACT = {
 
 
 def classes():
-    """Return the public tasks, and the public backbones that have no task, by name."""
+    """Returns the public tasks, and the public backbones that have no task, by name."""
     public = {name: c for name, c in vars(models).items() if inspect.isclass(c) and name not in _ABSTRACT}
     tasks = {name: c for name, c in public.items() if issubclass(c, models.Task)}
     used = {c.backbone_cls for c in tasks.values() if getattr(c, "num_classes", None) is None}
@@ -409,13 +409,13 @@ def build(cls):
 
 
 def with_augmentation(backbone):
-    """Return a model that drops pixels. The contrastive backbones have no dropout of their own."""
+    """Returns a model that drops pixels. The contrastive backbones have no dropout of their own."""
     images = keras.layers.Dropout(0.2)(backbone.input["images"])
     return keras.Model(backbone.input, backbone({**backbone.input, "images": images}))
 
 
 def with_head(backbone):
-    """Return a classifier of every vector that the backbone returns, or of the first of its outputs."""
+    """Returns a classifier of every vector that the backbone returns, or of the first of its outputs."""
     outputs = backbone.output
     if isinstance(outputs, dict):
         outputs = outputs.get("sequence_output", list(outputs.values())[-1])

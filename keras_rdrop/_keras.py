@@ -47,13 +47,15 @@ def is_on_cpu(tensor: Tensor) -> bool:
 
 
 # Calling a layer is the public way to read and to set a mask. TensorFlow rejects scopes that start with an underscore.
-_get_mask = keras.layers.Lambda(lambda x, mask: mask, mask=lambda x, mask: None, name="get_mask", autocast=False)
-_set_mask = keras.layers.Lambda(lambda x: x, mask=lambda x, mask: mask, name="set_mask", autocast=False)
+# The first layer without a dtype would fix the default policy of Keras, before the user can call `set_floatx`.
+_FIXED = {"dtype": "float32", "autocast": False}
+_get_mask = keras.layers.Lambda(lambda x, mask: mask, mask=lambda x, mask: None, name="get_mask", **_FIXED)
+_set_mask = keras.layers.Lambda(lambda x: x, mask=lambda x, mask: mask, name="set_mask", **_FIXED)
 
 
 def get_mask(tensor: Tensor) -> Tensor | None:
-    """Returns the Keras mask of a tensor, or `None`."""
-    return None if tensor is None else _get_mask(tensor)
+    """Returns the Keras mask of a tensor, or `None` if it has none or is not a tensor."""
+    return _get_mask(tensor) if hasattr(tensor, "shape") else None
 
 
 def set_mask(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -185,6 +187,16 @@ def is_by_row(loss: keras.losses.Loss) -> bool:
     if not packages <= {"keras", "keras_rdrop"} or loss.get_config().get("axis") == 0:
         return False
     return function not in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
+
+
+def squeezes_predictions(loss: keras.losses.Loss, y_true: Tensor, y_pred: Tensor) -> bool:
+    """Whether Keras squeezes the predictions, as those of shape `(batch, time, 1)` for targets of `(batch, time)`.
+
+    The loss is then a mean over the axis before the last.
+    """
+    if y_true is None or y_pred.shape[-1] != 1 or not 1 < len(y_true.shape) == len(y_pred.shape) - 1:
+        return False
+    return is_by_row(loss) and not isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
 
 
 def distributes_torch() -> bool:

@@ -7,7 +7,7 @@ from keras import ops, tree
 
 from keras_rdrop import divergences
 from keras_rdrop._arguments import check, is_finite
-from keras_rdrop._keras import Tensor, set_mask
+from keras_rdrop._keras import Tensor, get_mask, set_mask
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -65,8 +65,10 @@ class RDrop(keras.layers.Layer):
         self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
 
     def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        masks = tree.map_structure(get_mask, (inputs, args, kwargs)) if training else None
         outputs = self.layer(inputs, *args, **kwargs)
-        if training:
+        if training:  # attention layers remove the masks of their inputs
+            inputs, args, kwargs = tree.map_structure(set_mask, (inputs, args, kwargs), masks)
             self._add_divergences(tree.flatten(outputs), tree.flatten(self.layer(inputs, *args, **kwargs)))
         return outputs
 
@@ -90,7 +92,8 @@ class RDrop(keras.layers.Layer):
             )
         for divergence, output, other in zip(self._divergences, outputs, others, strict=True):
             if divergence is not None:
-                self.add_loss(self.alpha / 2 * divergence(output, other))
+                # The loss of the model, to which Keras adds it, has this dtype.
+                self.add_loss(ops.cast(self.alpha / 2 * divergence(output, other), keras.config.floatx()))
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")

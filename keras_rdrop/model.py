@@ -346,7 +346,7 @@ class RDropModel(PreprocessingModel):
         divergence = sum(step.divergences)
         self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), step.layout.rows)
         # `JointTerms._from_features` assumes this factor.
-        return loss + ops.multiply(step.alpha / 2, divergence)
+        return ops.add(loss, ops.multiply(step.alpha / 2, divergence))  # the dtypes may differ
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         if self.fuse_head and not self._current.is_evaluation:

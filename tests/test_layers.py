@@ -127,6 +127,22 @@ def test_hidden_states_and_attention_maps_each_add_a_divergence(rng):
     assert all(float(loss) > 0 for loss in layer.losses)
 
 
+@pytest.mark.parametrize("as_model", [False, True])
+def test_both_runs_of_an_attention_layer_get_the_mask(as_model, rng):
+    """Attention layers of Keras remove the masks of their inputs. Without dropout, both runs must be equal."""
+    inputs = keras.Input((6,), dtype="int32")
+    hidden = layers.Embedding(10, 8, keras.initializers.RandomNormal(), mask_zero=True)(inputs)
+    attention = layers.MultiHeadAttention(2, 4)
+    if as_model:
+        features = keras.Input((6, 8))
+        hidden = RDrop(keras.Model(features, attention(features, features)))(hidden)
+    else:
+        hidden = RDrop(attention)(hidden, hidden)
+    model = keras.Model(inputs, hidden)
+    model(np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 0, 0]]), training=True)
+    assert float(model.losses[0]) == 0.0
+
+
 def test_divergence_counts_once_inside_an_rdrop_model(rng):
     """The divergence of the layer is the mean over the rows of both passes."""
     x, y = rng.normal(size=(4, 5)).astype("float32"), rng.normal(size=(4, 5)).astype("float32")

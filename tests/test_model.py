@@ -8,7 +8,7 @@ import pytest
 from support import reference
 from support.known_noise import KnownNoise
 
-from keras_rdrop import RDropModel, divergences
+from keras_rdrop import RDrop, RDropModel, divergences
 from keras_rdrop._objective import terms
 
 CLASSES = 5
@@ -897,6 +897,23 @@ def test_half_precision_floatx_does_not_change_the_dtype_of_the_mean_divergence(
     finally:
         keras.config.set_floatx("float32")
     assert model.divergence_tracker.sums.dtype == "float32"
+
+
+@pytest.mark.parametrize("options", [{}, {"fraction": 0.5}, {"fuse_head": True}])
+@pytest.mark.parametrize("floatx", ["bfloat16", "float64"])
+def test_models_train_with_any_floatx(floatx, options, rng):
+    policy = keras.config.dtype_policy()
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(floatx)
+    try:
+        hidden = RDrop(keras.layers.Dropout(0.5))(inputs := keras.Input((6,)))
+        model = RDropModel(keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Dropout(0.5)(hidden))), **options)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        logs = model.train_on_batch(rng.normal(size=(8, 6)), rng.integers(0, 4, 8), return_dict=True)
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(policy)
+    assert 0 < logs["divergence"] < logs["loss"] < 100
 
 
 def test_a_fraction_of_less_than_a_thousandth_raises_an_error():

@@ -45,10 +45,7 @@ class LastLayer:
         """Returns why a layer call is not a matrix product plus a bias, or `None` if it is."""
         embedding = keras.layers.ReversibleEmbedding
         if type(layer) is keras.layers.Dense:
-            obstacles = {
-                "has an activation": layer.activation is not keras.activations.linear,
-                "has an activity regularizer": layer.activity_regularizer is not None,
-            }
+            obstacles = {"has an activation": layer.activation is not keras.activations.linear}
         elif isinstance(layer, embedding) and reverse:
             is_own = type(layer).call is not embedding.call or type(layer).embeddings is not embedding.embeddings
             obstacles = {
@@ -58,6 +55,7 @@ class LastLayer:
             }
         else:
             return "is neither a `keras.layers.Dense` nor a `keras.layers.ReversibleEmbedding` in reverse"
+        obstacles["has an activity regularizer"] = layer.activity_regularizer is not None
         obstacles["is quantized"] = layer.quantization_mode is not None
         return next((obstacle for obstacle, applies in obstacles.items() if applies), None)
 
@@ -101,7 +99,8 @@ class LastLayer:
         dtype = self.layer.compute_dtype
         features = ops.cast(features, dtype)
         totals_dtype = at_least_float32(dtype)
-        weights, weight_scale = [loss_weights, divergence_weights], 1.0
+        scale, weight_scale = ops.cast(scale, totals_dtype), 1.0
+        weights = [ops.cast(weight, totals_dtype) for weight in (loss_weights, divergence_weights)]
         if dtype != totals_dtype:
             # Weights of at most 1 keep small gradients from underflowing. The results are scaled back.
             weight_scale = ops.maximum(*(ops.max(ops.abs(weight), initial=0.0) for weight in weights))
@@ -200,7 +199,7 @@ def _add_chunk(
     passes, units = features.shape[1:]
     classes = kernel.shape[1]
     features = ops.reshape(features, (-1, units))
-    logits = ops.matmul(features, kernel)
+    logits = ops.cast(ops.matmul(features, kernel), features.dtype)  # on PyTorch, Keras computes float64 in float32
     if bias:
         logits += bias[0]
     logits = ops.reshape(logits, (-1, passes, 1, classes))

@@ -7,7 +7,7 @@ the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets th
 from keras import ops
 from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
-from keras_rdrop._keras import Tensor, get_mask
+from keras_rdrop._keras import Tensor, get_mask, squeezes_predictions
 from keras_rdrop._objective.terms import OutputBatch, choose_terms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import SymmetricKL
@@ -39,13 +39,27 @@ class OutputLoss(Loss):
             self._check_classes(y_pred)  # with a last layer, `y_pred` are its inputs
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
-        labels, loss_sample_weight = _exclude_unlabelled(
-            y_true, y_pred, sample_weight, self.unlabelled, self.terms.ignore_class
-        )
+        labels, loss_sample_weight = y_true, sample_weight
+        if self.unlabelled is not None:
+            axis, ignore_class = self._target_axis(y_true, y_pred), self.terms.ignore_class
+            labels, loss_sample_weight = _exclude_unlabelled(y_true, sample_weight, self.unlabelled, axis, ignore_class)
         batch = OutputBatch(y_true, labels, y_pred, loss_sample_weight, divergence_sample_weight=sample_weight)
         loss, divergence = self.terms(step, batch)
-        step.divergences.append(self.loss_weight * step.layout.divergence_scale() * divergence)
+        step.divergences.append(ops.multiply(self.loss_weight * step.layout.divergence_scale(), divergence))
         return loss
+
+    def _target_axis(self, y_true: Tensor, y_pred: Tensor) -> int | None:
+        """Returns the axis over which a target is a vector, or `None` if each number is a target."""
+        if squeezes_predictions(self.loss, y_true, y_pred):
+            raise ValueError(
+                "Expected targets with a last axis of 1, like the predictions. Without it, Keras averages the losses "
+                "of a row before their weights apply, so `unlabelled` cannot exclude single targets. "
+                f"Received: targets of shape {tuple(y_true.shape)} and predictions of shape {tuple(y_pred.shape)}"
+            )
+        if len(y_true.shape) <= max(1, len(y_pred.shape) - 1):
+            return None
+        axis = self.loss.get_config().get("axis", -1)
+        return axis if isinstance(axis, int) and len(y_true.shape) == len(y_pred.shape) else -1
 
     def _check_classes(self, y_pred: Tensor) -> None:
         if not isinstance(self.divergence, SymmetricKL):
@@ -79,21 +93,21 @@ class CTCOutputLoss(OutputLoss):
             y_pred = ops.where(ops.expand_dims(mask, -1), y_pred, ops.cast(blank, y_pred.dtype))
         return super().__call__(y_true, y_pred, sample_weight)
 
+    def _target_axis(self, y_true: Tensor, y_pred: Tensor) -> int | None:
+        return -1  # a target is a sequence of labels
+
 
 def _exclude_unlabelled(
-    y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None, unlabelled: float | None, ignore_class: int | None
+    y_true: Tensor, sample_weight: Tensor | None, unlabelled: float, axis: int | None, ignore_class: int | None
 ) -> tuple[Tensor, Tensor | None]:
     """Sets the weights of unlabelled elements to 0, and their targets to one that is valid and not ignored."""
-    if unlabelled is None:
-        return y_true, sample_weight
     is_labelled = ops.not_equal(y_true, unlabelled)
-    is_vector = len(y_true.shape) > max(1, len(y_pred.shape) - 1)
-    if is_vector:  # a vector of targets is unlabelled if all of it is marked
-        is_labelled = ops.any(is_labelled, axis=-1, keepdims=True)
+    if axis is not None:  # a vector of targets is unlabelled if all of it is marked
+        is_labelled = ops.any(is_labelled, axis=axis, keepdims=True)
     # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
     valid = ops.ones_like(y_true) if ignore_class == 0 else ops.zeros_like(y_true)
     labels = ops.where(is_labelled, y_true, valid)
-    weights = ops.cast(ops.squeeze(is_labelled, axis=-1) if is_vector else is_labelled, "float32")
+    weights = ops.cast(is_labelled if axis is None else ops.squeeze(is_labelled, axis=axis), "float32")
     if sample_weight is None:
         return labels, weights
     if len(sample_weight.shape) > len(weights.shape):

@@ -202,7 +202,7 @@ def _check_from_logits(divergence: Loss, loss: Loss) -> None:
 def _check_last_axis(loss: Loss) -> None:
     # Before Keras 3.16, this loss does not expose its axis, so we probe it.
     try:
-        loss.call(ops.zeros((1, 3), dtype="int32"), ops.ones((1, 3, 2)))
+        SparseCategoricalCrossentropy.call(loss, ops.zeros((1, 3), dtype="int32"), ops.ones((1, 3, 2)))
     except (TypeError, ValueError) as error:  # which one depends on the backend
         use = "RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=..., axis=...))"
         raise ValueError(

@@ -15,7 +15,16 @@ from keras import ops
 from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
 
 from keras_rdrop import losses
-from keras_rdrop._keras import Reduction, Tensor, copy_weights, get_mask, is_by_row, out_of_range_factor, set_mask
+from keras_rdrop._keras import (
+    Reduction,
+    Tensor,
+    copy_weights,
+    get_mask,
+    is_by_row,
+    out_of_range_factor,
+    set_mask,
+    squeezes_predictions,
+)
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._kernels.logits import as_indices, cross_entropy_and_symmetric_kl
 from keras_rdrop._passes.layout import PassLayout
@@ -86,6 +95,8 @@ class SeparateTerms:
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
         values = step.layout.spread(_compare(self.divergence, step.layout.split(y_pred)))
+        if squeezes_predictions(self.loss, batch.labels, y_pred):
+            values = ops.mean(values, axis=-1)
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
         divergence = self.reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
@@ -175,7 +186,7 @@ class JointTerms:
         divergence_weights = layout.only_repeated(divergence_weights)
         # The factor of the divergence in the total, relative to the loss: the gradient of the kernel depends on it. It
         # is that of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which both terms have.
-        scale = ops.cast(step.alpha / 2 * layout.divergence_scale(), loss_weights.dtype)
+        scale = ops.multiply(step.alpha / 2, layout.divergence_scale())
         features, labels = layout.group(batch.y_pred), layout.group(labels)
         loss_weights, divergence_weights = layout.group(loss_weights), layout.group(divergence_weights)
         terms = last_layer.weighted_terms(

@@ -164,6 +164,8 @@ class _GraphRebuilder:
         # The tensors that layers read once per row, and the first attention layer to read each tensor, by its id.
         self._read_once: dict[int, Tensor] = {}
         self._attention: dict[int, keras.Layer] = {}
+        # Whether a layer sets masks when it is called, which the tensors of a graph then lack.
+        self._hides_masks = False
         # A layer that could be the last one, and its input, by the id of its output.
         self._last_layers: dict[int, tuple[LastLayer, Tensor]] = {}
         # The reason why `LastLayer` does not support any other layer, by the id of its output.
@@ -174,6 +176,7 @@ class _GraphRebuilder:
             rows = self.rows or tensor.shape[0]
             return keras.Input(batch_shape=(rows, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
 
+        self._hides_masks = self._hides_masks or any(map(_hides_mask, randomness.all_layers(base)))
         plain = _as_functional(base)
         inputs = tree.map_structure(new_input, plain.input)
         clone = keras.models.clone_model(plain, inputs, clone_function=lambda layer: layer, call_function=self._call)
@@ -213,7 +216,8 @@ class _GraphRebuilder:
                 self.shared[layer] = None
                 self._read_once.update({id(tensor): tensor for tensor in tensors})
             return tree.map_structure(_as_dense, layer(*args, **kwargs))
-        if not has_all_passes and _is_functional(layer) and not (removes_masks and any(map(is_masked, tensors))):
+        may_lose_mask = removes_masks and any(map(self._may_be_masked, tensors))
+        if not has_all_passes and _is_functional(layer) and not may_lose_mask:
             layer = self.rebuild(layer)
         else:
             if not has_all_passes:
@@ -235,9 +239,12 @@ class _GraphRebuilder:
         the calls may change between layers that run once per row and layers that run once per pass.
         """
         for key in self._attention.keys() & self._read_once.keys() & self._widened.keys():
-            if is_masked(self._read_once[key]):
+            if self._may_be_masked(self._read_once[key]):
                 name = self._attention[key].name
                 raise _NoTrainingGraph(f"its layer '{name}' removes the mask of a tensor that a random layer reads too")
+
+    def _may_be_masked(self, tensor: keras.KerasTensor) -> bool:
+        return self._hides_masks or is_masked(tensor)
 
     def _is_widened(self, tensor: Any) -> bool:
         return tensor is not None and self._widened.get(id(tensor)) is tensor
@@ -258,6 +265,11 @@ def _removes_masks(operation: Any) -> bool:
     """Whether an operation removes the masks of its inputs while it runs, as attention layers of Keras do."""
     layers = randomness.all_layers(operation) if isinstance(operation, keras.Layer) else []
     return any(isinstance(layer, keras.layers.MultiHeadAttention) for layer in layers)
+
+
+def _hides_mask(layer: keras.Layer) -> bool:
+    """Whether a layer sets a mask when it is called, and none in a graph."""
+    return isinstance(layer, keras.layers.ReversibleEmbedding) and layer.mask_zero
 
 
 def _as_dense(tensor: Any) -> Any:

@@ -32,6 +32,16 @@ print(" ".join(sorted({name.split(".")[0] for name in set(sys.modules) - before}
     assert new == {"keras_rdrop"}
 
 
+def test_import_leaves_the_default_dtype_open():
+    code = """
+import keras, keras_rdrop
+keras.config.set_floatx("bfloat16")
+print(keras.layers.Dense(1).dtype)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "bfloat16"
+
+
 def test_no_private_keras_api():
     for path in [*ROOT.glob("keras_rdrop/**/*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
         assert not re.search(r"keras\.src|keras_hub\.src", path.read_text()), path

@@ -279,6 +279,11 @@ class Doubled(layers.ReversibleEmbedding):
         (layers.ReversibleEmbedding(3, 4, logit_soft_cap=30.0), {"reverse": True}, "has a `logit_soft_cap`"),
         (layers.ReversibleEmbedding(3, 4, reverse_dtype="float16"), {"reverse": True}, "has a `reverse_dtype`"),
         (layers.ReversibleEmbedding(3, 4, dtype="int8_from_float32"), {"reverse": True}, "is quantized"),
+        (
+            layers.ReversibleEmbedding(3, 4, activity_regularizer="l2"),
+            {"reverse": True},
+            "has an activity regularizer",
+        ),
         (Doubled(3, 4), {"reverse": True}, "computes the logits in its own way"),
     ],
 )

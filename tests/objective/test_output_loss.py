@@ -99,6 +99,32 @@ def test_unlabelled_rows_count_only_in_the_divergence(targets, shape, weighted, 
     np.testing.assert_allclose(logs["loss"], expected, rtol=1e-4)
 
 
+def test_unlabelled_vectors_lie_along_the_axis_of_the_loss(rng):
+    x, noise, y = rng.normal(size=(4, 5, 3)), rng.uniform(size=(8, 5, 3)), np.eye(5)[rng.integers(0, 5, (4, 3))]
+    y[rng.uniform(size=(4, 3)) < 0.5] = -1
+    last = [np.moveaxis(array, 1, -1) for array in (x, noise)]
+    logs = train(L.CategoricalCrossentropy(True, axis=1), x, np.moveaxis(y, -1, 1), noise, unlabelled=-1)
+    expected = train(L.CategoricalCrossentropy(True), last[0], y, last[1], unlabelled=-1)
+    np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-5)
+
+
+def test_a_sequence_of_labels_is_unlabelled_as_a_whole(rng):
+    x, noise, y = rng.normal(size=(4, 10, 5)), rng.uniform(0.5, 1.5, size=(8, 10, 5)), rng.integers(1, 5, (4, 3))
+    is_labelled = np.array([1, 0, 1, 0])
+    logs = train(L.CTC(), x, np.where(is_labelled[:, None], y, -1), noise, unlabelled=-1)
+    labelled, all_rows = train(L.CTC(), x, y, noise, sample_weight=is_labelled), train(L.CTC(), x, y, noise)
+    np.testing.assert_allclose(logs["divergence"], all_rows["divergence"], rtol=1e-5)
+    expected = labelled["loss"] + (all_rows["divergence"] - labelled["divergence"]) / 2
+    np.testing.assert_allclose(logs["loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mse", L.BinaryCrossentropy()])
+def test_single_unlabelled_targets_of_squeezed_predictions_raise_an_error(loss, rng):
+    x, noise, y = rng.uniform(size=(4, 8, 1)), rng.uniform(size=(8, 8, 1)), rng.integers(-1, 2, (4, 8))
+    with pytest.raises(ValueError, match=r"Expected targets with a last axis of 1.*of shape \(8, 8\) and predictions"):
+        train(loss, x, y, noise, unlabelled=-1)
+
+
 @pytest.mark.parametrize("classes", [5, 130])  # separate terms, and the kernel
 def test_unlabelled_rows_count_in_the_mean_of_a_loss_that_ignores_class_0(classes, rng):
     x, noise, y = rng.normal(size=(4, classes)), rng.uniform(size=(8, classes)), np.array([0, -1, 2, 1])

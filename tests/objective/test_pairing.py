@@ -72,6 +72,20 @@ def test_an_axis_that_keras_does_not_expose_needs_an_explicit_divergence():
     assert isinstance(output_loss.terms, SeparateTerms)
 
 
+class LogitAdjusted(L.SparseCategoricalCrossentropy):
+    """Adds the logarithms of five prior probabilities to the logits."""
+
+    def call(self, y_true, y_pred):
+        return super().call(y_true, keras.ops.add(y_pred, np.log([0.5, 0.2, 0.1, 0.1, 0.1])))
+
+
+def test_a_subclass_of_sparse_cross_entropy_may_require_a_number_of_classes():
+    output_loss = output_losses(LogitAdjusted(from_logits=True), "auto", None, CurrentStep())
+    assert isinstance(output_loss.divergence, SymmetricKL)
+    with pytest.raises(ValueError, match="Expected a loss with axis=-1"):
+        output_losses(LogitAdjusted(from_logits=True, axis=1), "auto", None, CurrentStep())
+
+
 @pytest.mark.parametrize(("loss", "takes_logits"), [("crossentropy", False), (L.CTC(), True)])
 def test_a_divergence_must_take_what_the_loss_takes(loss, takes_logits):
     output_losses(loss, SymmetricKL(from_logits=takes_logits), None, CurrentStep())

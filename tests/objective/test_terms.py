@@ -236,6 +236,25 @@ def test_targets_with_a_last_axis_of_one_are_squeezed_as_in_keras(rng):
     np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "loss", [L.MeanSquaredError(), L.MeanSquaredError("sum"), L.BinaryCrossentropy(reduction="sum"), "crossentropy"]
+)
+def test_the_divergence_of_squeezed_predictions_is_averaged_over_time(loss, weighted, rng):
+    """For targets `(rows, time)` and predictions `(rows, time, 1)`, Keras computes one loss per row."""
+    x, noise = rng.uniform(0.2, 0.4, size=(4, 8, 1)), rng.uniform(0.5, 2, size=(8, 8, 1))
+    y, weights = rng.integers(0, 2, (4, 8)), rng.uniform(size=4) if weighted else None
+    passes = x * noise[0::2], x * noise[1::2]
+    if isinstance(loss, L.MeanSquaredError):
+        divergence = reference.mean_squared_difference(*passes)
+    else:
+        divergence = reference.bernoulli_symmetric_kl(*[np.log(p / (1 - p)) for p in passes])
+    rows = divergence.mean(axis=1) * (1 if weights is None else weights)
+    expected = rows.sum() if getattr(loss, "reduction", None) == "sum" else rows.mean()
+    logs = train(loss, x, y, noise, sample_weight=weights)
+    np.testing.assert_allclose(logs["divergence"], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("loss", "shape"),
     [(L.SparseCategoricalCrossentropy(from_logits=True), (8, 5)), (L.CategoricalCrossentropy(from_logits=True), (8,))],

@@ -74,6 +74,15 @@ def two_attentions_base():
     return keras.Model(tokens, layers.Dense(3)(layers.Add()([attended, hidden, random])))
 
 
+def hidden_mask_base():
+    """Builds the same base as `attention_base` with an embedding that sets its mask only when it is called."""
+    tokens = keras.Input((5,), dtype="int32")
+    hidden = layers.ReversibleEmbedding(10, 4, mask_zero=True)(tokens)
+    attended = layers.MultiHeadAttention(2, 2)(hidden, hidden)
+    random = layers.Dropout(0.3, seed=1)(hidden)
+    return keras.Model(tokens, layers.Dense(3)(layers.Add()([random, attended])))
+
+
 def image_data(rng):
     return rng.normal(size=(6, 6, 6, 2)).astype("float32"), rng.integers(0, 3, 6)
 
@@ -95,6 +104,7 @@ BASES = {
     "sequences": (sequence_base, sequence_data, 3),
     "two outputs": (two_output_base, two_output_data, 1),
     "attention": (attention_base, sequence_data, 0),
+    "hidden mask": (hidden_mask_base, sequence_data, 0),
     "two attentions": (two_attentions_base, sequence_data, 4),
 }
 

@@ -63,22 +63,6 @@ def set_mask(tensor: Tensor, mask: Tensor | None) -> Tensor:
     return tensor if mask is None else _set_mask(tensor, mask=mask)
 
 
-def is_masked(tensor: keras.KerasTensor) -> bool:
-    """Whether a tensor of a graph has a Keras mask."""
-    return bool(_CountMasks()(tensor).shape[0])
-
-
-class _CountMasks(keras.layers.Layer):
-    """Returns as many zeros as its input has masks: 0 or 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.supports_masking = True
-
-    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return ops.zeros(0 if mask is None else 1)
-
-
 def map_with_mask(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """Applies a function to a tensor and to its Keras mask."""
     mask = get_mask(tensor)

@@ -3,6 +3,7 @@
 Such a base has `preprocess_samples(x, y, sample_weight)`, which its own `fit` applies to every batch.
 """
 
+import contextlib
 import functools
 import weakref
 from typing import Any
@@ -166,12 +167,12 @@ def _as_arrays(data: Any) -> Any:
 
 def _list_as_array(values: list[Any]) -> Any:
     """Converts a list to an array with one entry per row. The rows may have different shapes."""
-    try:
-        return np.array(values)
-    except ValueError:
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-        return array
+    if not any(isinstance(value, (str, bytes)) for value in values):  # NumPy would pad all strings to the longest one
+        with contextlib.suppress(ValueError):
+            return np.array(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def _convert_strings(array: Any, as_tensors: bool) -> Any:
@@ -186,7 +187,11 @@ def _convert_strings(array: Any, as_tensors: bool) -> Any:
 
 
 def _count_rows(data: Any) -> int:
-    return next(int(leaf.shape[0]) for leaf in tree.flatten(data) if leaf is not None)
+    rows = {int(leaf.shape[0]) for leaf in tree.flatten(data) if leaf is not None}
+    if len(rows) > 1:
+        expected = "the same number of rows in `x`, `y` and `sample_weight`"
+        raise ValueError(f"Expected {expected}. Received: {', '.join(map(str, sorted(rows)))} rows")
+    return rows.pop()
 
 
 def _take(data: Any, rows: Any) -> Any:

@@ -307,8 +307,8 @@ class RDropModel(PreprocessingModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         _check_same_rows(x=x, y=y, sample_weight=sample_weight)
         if not self._is_prepared:  # on TensorFlow, Keras builds models in their first step
-            if _is_unbuilt_sequential(self.base):
-                self.base.build((None, *tree.flatten(x)[0].shape[1:]))
+            if _is_unbuilt_sequential(self.base) and not tree.is_nested(x):
+                self.base.build((None, *x.shape[1:]))
             self._prepare()
         y, sample_weight = tree.map_structure(self._layout.widen, (y, sample_weight))  # the training graph repeats x
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
@@ -349,7 +349,7 @@ class RDropModel(PreprocessingModel):
         return ops.add(loss, ops.multiply(step.alpha / 2, divergence))  # the dtypes may differ
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        if self.fuse_head and not self._current.is_evaluation:
+        if self.fuse_head and self._current.step is not None:
             return self.get_metrics_result()
         if self._current.step is not None and self.fraction < 1.0:
             complete = self._current.step.layout.complete
@@ -358,7 +358,7 @@ class RDropModel(PreprocessingModel):
 
     def get_metrics_result(self) -> dict[str, Any]:
         if self.fuse_head and not self._current.is_evaluation:  # compiled metrics need logits, which training skips
-            return {metric.name: metric.result() for metric in self.metrics if metric.name in ("loss", "divergence")}
+            return {metric.name: metric.result() for metric in self.metrics if metric.name != "compile_metrics"}
         results = super().get_metrics_result()
         if self._current.is_evaluation:  # it reports the metrics of the base
             results.pop("divergence", None)
@@ -373,11 +373,15 @@ class RDropModel(PreprocessingModel):
         config = super().get_compile_config()
         if config:
             config["loss"] = keras.saving.serialize_keras_object(self.loss)
+            config["shares_optimizer"] = self.optimizer is getattr(self.base, "optimizer", None)
         return config
 
     # Keras does not compile a loaded model whose `compile` is overridden, unless this is overridden too.
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        config = keras.saving.deserialize_keras_object(config)
+        if config.pop("shares_optimizer", False):  # Keras saves its state once, as that of the base
+            config["optimizer"] = self.base.optimizer
+        self.compile(**config)
         if self.built:
             self.optimizer.build(self.trainable_variables)
 

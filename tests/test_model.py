@@ -600,6 +600,49 @@ def test_an_unbuilt_sequential_base_shares_its_prefix(method, rng):
     assert model._training_graph.last_layer.layer is layers[-1]
 
 
+def test_an_unbuilt_sequential_base_may_have_several_inputs(rng):
+    layers = [
+        keras.layers.Concatenate(),
+        keras.layers.Dense(16),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(CLASSES),
+    ]
+    model = RDropModel(keras.Sequential(layers))
+    model.compile("sgd", sparse_ce())
+    x, y = data(rng)
+    assert model.train_on_batch((x, x), y, return_dict=True)["divergence"] > 0
+
+
+class MeanOfInputs(keras.layers.Layer):
+    """Returns its inputs, and reports their mean."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mean = keras.metrics.Mean(name="mean of the inputs")
+
+    def call(self, inputs):
+        self.mean.update_state(inputs)
+        return inputs
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_metrics_of_evaluation_with_a_fused_last_layer(distributed, rng):
+    if distributed and keras.backend.backend() != "jax":
+        pytest.skip("`keras.distribution` is of JAX")
+    x, y = data(rng)
+    inputs = keras.Input(x.shape[1:])
+    hidden = MeanOfInputs()(keras.layers.Dropout(0.3)(keras.layers.Dense(16)(inputs)))
+    keras.distribution.set_distribution(keras.distribution.DataParallel() if distributed else None)
+    try:
+        model = RDropModel(keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden)), fuse_head=True)
+        model.compile("sgd", sparse_ce(), metrics=["accuracy"])
+        history = model.fit(x, y, epochs=2, validation_data=(x, y), verbose=0).history
+    finally:
+        keras.distribution.set_distribution(None)
+    training = {"loss", "divergence", "mean of the inputs"}
+    assert set(history) == training | {"val_loss", "val_accuracy", "val_mean of the inputs"}
+
+
 class TestWarnings:
     def train(self, base, rng):
         x, y = data(rng)

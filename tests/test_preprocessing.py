@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_rdrop import RDropModel
+from keras_rdrop._preprocessing import _as_arrays
 
 WORDS = {"good": [1.0, 0.0], "bad": [0.0, 1.0], "film": [1.0, 1.0]}
 TEXTS = ["good", "bad", "film", "good", "bad", "film"]
@@ -53,6 +54,15 @@ class TestRawData:
         dataset = types.SimpleNamespace(map=None)  # a dataset is what has `map`
         with pytest.raises(ValueError, match="Expected no `y` and no `sample_weight` beside a dataset"):
             model.fit(dataset, **{argument: LABELS})
+
+    def test_data_of_different_lengths_raises_an_error(self, model):
+        with pytest.raises(ValueError, match=r"Expected the same number of rows in `x`, .* Received: 6, 7 rows"):
+            model.fit(TEXTS, [*LABELS, 0], verbose=0)
+
+    def test_a_long_text_takes_no_memory_in_other_rows(self):
+        array = _as_arrays(["a", "b" * 1000])
+        assert array.dtype == object
+        assert array.nbytes < 100
 
     def test_validation_split_takes_the_last_rows(self, model):
         model.fit(TEXTS, LABELS, batch_size=6, validation_split=0.5, shuffle=False, verbose=0)

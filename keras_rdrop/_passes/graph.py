@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_rdrop._keras import MapWithMask, Tensor, is_masked
+from keras_rdrop._keras import MapWithMask, Tensor
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.layout import PassLayout
@@ -141,7 +141,9 @@ def _is_functional(model: Any) -> bool:
 def _as_functional(base: keras.Model) -> keras.Model:
     """Returns the same graph as a new Functional model: cloning a compiled model would compile the clone."""
     if isinstance(base, keras.Sequential):  # its `input` and `output` are those of a call of the whole model
-        return keras.Model(base.inputs[0], base.outputs[0])
+        is_single = len(base.outputs) == 1
+        structure = None if is_single else base.compute_output_spec(base.inputs[0])
+        return keras.Model(base.inputs[0], tree.pack_sequence_as(structure, base.outputs))
     return keras.Model(base.input, base.output)
 
 
@@ -157,6 +159,7 @@ class _GraphRebuilder:
 
     def __init__(self, layout: PassLayout, share_prefix: bool, rows: int | None = None) -> None:
         self.layout, self.share_prefix, self.rows = layout, share_prefix, rows
+        self._models = itertools.count()
         self.frontier: dict[str, None] = {}  # ordered sets
         self.shared: dict[keras.Layer, None] = {}
         # The widened tensor by the id of the original, and by its own id.
@@ -164,8 +167,9 @@ class _GraphRebuilder:
         # The tensors that layers read once per row, and the first attention layer to read each tensor, by its id.
         self._read_once: dict[int, Tensor] = {}
         self._attention: dict[int, keras.Layer] = {}
-        # Whether a layer sets masks when it is called, which the tensors of a graph then lack.
-        self._hides_masks = False
+        # The tensors that may have a Keras mask when the model is called, by their ids. In a graph, Keras does not give
+        # masks to all of them: those of nested models have none.
+        self._may_be_masked: dict[int, Tensor] = {}
         # A layer that could be the last one, and its input, by the id of its output.
         self._last_layers: dict[int, tuple[LastLayer, Tensor]] = {}
         # The reason why `LastLayer` does not support any other layer, by the id of its output.
@@ -176,12 +180,13 @@ class _GraphRebuilder:
             rows = self.rows or tensor.shape[0]
             return keras.Input(batch_shape=(rows, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
 
-        self._hides_masks = self._hides_masks or any(map(_hides_mask, randomness.all_layers(base)))
         plain = _as_functional(base)
         inputs = tree.map_structure(new_input, plain.input)
         clone = keras.models.clone_model(plain, inputs, clone_function=lambda layer: layer, call_function=self._call)
         self._check_masks()
-        return keras.Model(clone.input, tree.map_structure(self._with_all_passes, clone.output))
+        outputs = tree.map_structure(self._with_all_passes, clone.output)
+        # An automatic name could be that of another nested model, which was loaded from a file.
+        return keras.Model(clone.input, outputs, name=f"all_passes_{next(self._models)}")
 
     def split_last_layer(self, model: keras.Model) -> tuple[keras.Model, LastLayer]:
         """Returns a model from `rebuild` without its last layer, and that layer.
@@ -204,9 +209,18 @@ class _GraphRebuilder:
         return keras.Model(model.input, FlatLastLayer(last_layer)(features))
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = self._call_layer(layer, *args, **kwargs)
+        if any(id(tensor) in self._may_be_masked for tensor in tree.flatten((args, kwargs))) or _may_set_masks(layer):
+            self._may_be_masked.update({id(tensor): tensor for tensor in tree.flatten(outputs)})
+        return outputs
+
+    def _call_layer(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
-        needs_all_passes = not self.share_prefix or randomness.may_be_random(layer)
-        tensors = [tensor for tensor in tree.flatten((args, kwargs)) if isinstance(tensor, keras.KerasTensor)]
+        arguments = tree.flatten((args, kwargs))
+        tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
+        # A function, such as that of `ops.map`, may draw random numbers. A dtype can be a class.
+        calls_function = any(callable(argument) and not isinstance(argument, type) for argument in arguments)
+        needs_all_passes = not self.share_prefix or calls_function or randomness.may_be_random(layer)
         has_all_passes = any(map(self._is_widened, tensors))
         removes_masks = _removes_masks(layer)
         if removes_masks:
@@ -216,8 +230,10 @@ class _GraphRebuilder:
                 self.shared[layer] = None
                 self._read_once.update({id(tensor): tensor for tensor in tensors})
             return tree.map_structure(_as_dense, layer(*args, **kwargs))
-        may_lose_mask = removes_masks and any(map(self._may_be_masked, tensors))
+        may_lose_mask = removes_masks and any(id(tensor) in self._may_be_masked for tensor in tensors)
         if not has_all_passes and _is_functional(layer) and not may_lose_mask:
+            for tensor in tensors:
+                self._check_rows(tensor)
             layer = self.rebuild(layer)
         else:
             if not has_all_passes:
@@ -238,13 +254,13 @@ class _GraphRebuilder:
         An attention layer removes the mask of its inputs, so the layers that are called after it get none. The order of
         the calls may change between layers that run once per row and layers that run once per pass.
         """
-        for key in self._attention.keys() & self._read_once.keys() & self._widened.keys():
-            if self._may_be_masked(self._read_once[key]):
-                name = self._attention[key].name
-                raise _NoTrainingGraph(f"its layer '{name}' removes the mask of a tensor that a random layer reads too")
+        for key in self._attention.keys() & self._read_once.keys() & self._widened.keys() & self._may_be_masked.keys():
+            name = self._attention[key].name
+            raise _NoTrainingGraph(f"its layer '{name}' removes the mask of a tensor that a random layer reads too")
 
-    def _may_be_masked(self, tensor: keras.KerasTensor) -> bool:
-        return self._hides_masks or is_masked(tensor)
+    def _check_rows(self, tensor: keras.KerasTensor) -> None:
+        if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
+            raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")
 
     def _is_widened(self, tensor: Any) -> bool:
         return tensor is not None and self._widened.get(id(tensor)) is tensor
@@ -252,8 +268,7 @@ class _GraphRebuilder:
     def _with_all_passes(self, tensor: Any) -> Any:
         if not isinstance(tensor, keras.KerasTensor) or self._is_widened(tensor):
             return tensor
-        if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
-            raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")
+        self._check_rows(tensor)
         if id(tensor) not in self._widened:
             # One layer for all tensors would change the order in which Keras calls the layers before it.
             widened = MapWithMask(self.layout.widen)(tensor)
@@ -267,9 +282,16 @@ def _removes_masks(operation: Any) -> bool:
     return any(isinstance(layer, keras.layers.MultiHeadAttention) for layer in layers)
 
 
-def _hides_mask(layer: keras.Layer) -> bool:
-    """Whether a layer sets a mask when it is called, and none in a graph."""
-    return isinstance(layer, keras.layers.ReversibleEmbedding) and layer.mask_zero
+def _may_set_masks(operation: Any) -> bool:
+    """Whether an operation may give its outputs masks that its inputs do not have."""
+
+    def may_set_mask(layer: keras.Layer) -> bool:
+        owner = next(cls for cls in type(layer).__mro__ if "compute_mask" in vars(cls))
+        is_own = owner.__module__.split(".")[0] not in ("keras", "keras_hub", "keras_rdrop")
+        is_source = isinstance(layer, (keras.layers.Masking, keras.layers.Lambda)) or getattr(layer, "mask_zero", False)
+        return is_own or is_source
+
+    return isinstance(operation, keras.Layer) and any(map(may_set_mask, randomness.all_layers(operation)))
 
 
 def _as_dense(tensor: Any) -> Any:

@@ -83,6 +83,26 @@ def test_training_continues_after_loading_as_if_uninterrupted(build_base, batch,
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_an_optimizer_that_also_trained_the_base_is_saved(batch, tmp_path):
+    """Keras saves the state of an object once, so it would load that of the base only."""
+    base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dropout(0.3)])
+    optimizer = keras.optimizers.Adam()
+    base.compile(optimizer, "mse")
+    x = batch[0]
+    y = x[:, :1].repeat(8, axis=1)
+    base.fit(x, y, verbose=0)
+    model = RDropModel(base)
+    model.compile(optimizer, "mse")
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    assert int(restored.optimizer.iterations) == 2
+    for expected, variable in zip(optimizer.variables, restored.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(np.array(variable), np.array(expected))
+    restored.fit(x, y, verbose=0)
+    assert int(restored.optimizer.iterations) == 3
+
+
 @pytest.mark.parametrize("build_base", BASES)
 def test_weights_file(build_base, batch, tmp_path):
     model, other = compiled(build_base()), compiled(build_base())

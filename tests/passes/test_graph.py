@@ -83,6 +83,15 @@ def hidden_mask_base():
     return keras.Model(tokens, layers.Dense(3)(layers.Add()([random, attended])))
 
 
+def nested_mask_base():
+    """Builds the same base with an embedding in a nested model, whose output has no mask in the graph."""
+    tokens, nested_tokens = keras.Input((5,), dtype="int32"), keras.Input((5,), dtype="int32")
+    hidden = keras.Model(nested_tokens, layers.Embedding(10, 4, mask_zero=True)(nested_tokens))(tokens)
+    attended = layers.MultiHeadAttention(2, 2)(hidden, hidden)
+    random = layers.MultiHeadAttention(2, 2, dropout=0.3, seed=1)(hidden, hidden)
+    return keras.Model(tokens, layers.Dense(3)(layers.Add()([random, attended])))
+
+
 def image_data(rng):
     return rng.normal(size=(6, 6, 6, 2)).astype("float32"), rng.integers(0, 3, 6)
 
@@ -105,6 +114,7 @@ BASES = {
     "two outputs": (two_output_base, two_output_data, 1),
     "attention": (attention_base, sequence_data, 0),
     "hidden mask": (hidden_mask_base, sequence_data, 0),
+    "nested mask": (nested_mask_base, sequence_data, 0),
     "two attentions": (two_attentions_base, sequence_data, 4),
 }
 
@@ -253,6 +263,13 @@ def folded_rows():
     return keras.Model(inputs, keras.ops.reshape(layers.Dropout(0.5)(hidden), (-1, 4, 3)))
 
 
+def folded_rows_of_a_nested_model():
+    """Builds a base that merges rows and time steps before a model with a random layer."""
+    inputs = keras.Input((4, 3))
+    nested = keras.Sequential([keras.Input((3,)), layers.Dense(3), layers.Dropout(0.5)])
+    return keras.Model(inputs, keras.ops.reshape(nested(keras.ops.reshape(inputs, (-1, 3))), (-1, 4, 3)))
+
+
 def time_steps_first():
     """Builds a base whose first random layer takes time steps as rows, as many as the smallest probe has."""
     inputs = keras.Input((101, 3))
@@ -276,10 +293,13 @@ def unbuilt():
     ("make_base", "reason"),
     [
         (folded_rows, "does not have one row per row of the batch"),
+        (folded_rows_of_a_nested_model, "does not have one row per row of the batch"),
         (time_steps_first, "does not have one row per row of the batch"),
         (custom_first_layer, "its first layer may be random"),
         (random_first_layer, "its first layer may be random"),
         (unbuilt, "a subclassed or unbuilt base has no graph"),
+        (hidden_mask_base, "removes the mask of a tensor that a random layer reads too"),
+        (nested_mask_base, "removes the mask of a tensor that a random layer reads too"),
         (attention_base, "removes the mask of a tensor that a random layer reads too"),
     ],
 )
@@ -288,6 +308,44 @@ def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
     graph = find_training_graph(base, PassLayout(2))
     assert graph.model is base
     assert reason in graph.reason
+
+
+def test_functions_in_a_graph_may_be_random():
+    generator = keras.random.SeedGenerator(0)
+    inputs = keras.Input((3,))
+    hidden = keras.ops.map(lambda row: keras.random.dropout(row, 0.5, seed=generator), layers.Dense(3)(inputs))
+    graph = find_training_graph(keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(hidden))), PassLayout(2))
+    assert graph.frontier[0].startswith("map")
+
+
+def test_automatic_names_do_not_collide_with_those_of_a_loaded_model():
+    inputs = hidden = keras.Input((3,))
+    for rate in (0.0, 0.0, 0.0, 0.0, 0.3):
+        nested = keras.Input((3,))
+        hidden = layers.Add()([hidden, keras.Model(nested, layers.Dropout(rate)(layers.Dense(3)(nested)))(inputs)])
+    base = keras.Model(inputs, hidden)
+    keras.utils.clear_session(free_memory=False)  # a new process gives the same names again
+    assert len(find_training_graph(base, PassLayout(2)).shared) == 9  # four models and sums, and a layer of the fifth
+
+
+class TwoHeads(layers.Layer):
+    """Returns two outputs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.heads = [layers.Dense(2), layers.Dense(2)]
+
+    def call(self, inputs):
+        return {"a": self.heads[0](inputs), "b": self.heads[1](inputs)}
+
+
+def test_a_sequential_base_may_have_several_outputs(rng):
+    base = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dropout(0.3), TwoHeads()])
+    assert len(find_training_graph(base, PassLayout(2)).shared) == 1
+    model = RDropModel(base)
+    model.compile("sgd", {"a": "mse", "b": "mse"})
+    y = {name: rng.normal(size=(4, 2)) for name in "ab"}
+    assert model.train_on_batch(rng.normal(size=(4, 3)), y, return_dict=True)["divergence"] > 0
 
 
 SCALAR_OPERATIONS = [
@@ -371,7 +429,23 @@ SEQUENCE_OPERATIONS = [
     lambda one, other: layers.MultiHeadAttention(2, 2, dropout=0.3, seed=1)(one, other, use_causal_mask=True),
     lambda one, other: layers.Add()([one, other]),
     lambda one, other: 0.5 * one + 1.0 - other / 3,
+    lambda one, _: fold(keras.Sequential([keras.Input((4,)), dense(), layers.Dropout(0.3, seed=1), dense()]), one),
 ]
+
+
+def fold(layer, sequence):
+    """Calls a layer on every time step, as on a row."""
+    return keras.ops.reshape(layer(keras.ops.reshape(sequence, (-1, 4))), (-1, 5, 4))
+
+
+def embed(tokens, kind):
+    if kind == "reversible":  # both kinds have a mask only when they are called
+        return layers.ReversibleEmbedding(7, 4, mask_zero=True)(tokens)
+    embedding = layers.Embedding(7, 4, mask_zero=True)
+    if kind == "plain":
+        return embedding(tokens)
+    inputs = keras.Input((5,), dtype="int32")
+    return keras.Model(inputs, embedding(inputs))(tokens)
 
 
 # TensorFlow and JAX compile each graph twice.
@@ -398,7 +472,7 @@ def random_base(rng, size):
 def random_sequence_base(rng, size):
     """A base with masked tokens and one or two outputs, tokens and targets."""
     tokens = keras.Input((5,), dtype="int32")
-    embedded = layers.Embedding(7, 4, mask_zero=True)(tokens)
+    embedded = embed(tokens, ("reversible", "plain", "nested")[size % 3])
     last = random_graph(rng, [embedded], SEQUENCE_OPERATIONS, size)
     outputs = [layers.Dense(3, name="token")(last), layers.Dense(3, name="row")(layers.GlobalAveragePooling1D()(last))]
     y = [rng.integers(0, 3, (4, 5)), rng.integers(0, 3, 4)]

@@ -51,7 +51,7 @@ are those of `python -m sacrebleu references.txt -i translations.txt -m bleu chr
 
 `{command}` trains on 1 % of the labels. Plain training reaches an accuracy of {plain[accuracy]:.3f} and an NLL of \
 {plain[NLL]:.3f}. R-Drop with 1,000 more rows without a label reaches {rdrop[accuracy]:.3f} and {rdrop[NLL]:.3f}. It \
-takes {row_passes:.0f} times the row passes, so this shows that such rows train, not what they are worth.
+takes {row_passes:.0f} times the row passes, so this shows that R-Drop can train on such rows, not how much they help.
 
 ## Learning curves
 

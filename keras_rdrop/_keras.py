@@ -47,10 +47,11 @@ def is_on_cpu(tensor: Tensor) -> bool:
 
 
 # Calling a layer is the public way to read and to set a mask. TensorFlow rejects scopes that start with an underscore.
-# The first layer without a dtype would fix the default policy of Keras, before the user can call `set_floatx`.
-_FIXED = {"dtype": "float32", "autocast": False}
-_get_mask = keras.layers.Lambda(lambda x, mask: mask, mask=lambda x, mask: None, name="get_mask", **_FIXED)
-_set_mask = keras.layers.Lambda(lambda x: x, mask=lambda x, mask: mask, name="set_mask", **_FIXED)
+# Without a dtype, these layers would fix the default policy of Keras on import, and a later `set_floatx` would have no
+# effect.
+_OPTIONS = {"dtype": "float32", "autocast": False}
+_get_mask = keras.layers.Lambda(lambda x, mask: mask, mask=lambda x, mask: None, name="get_mask", **_OPTIONS)
+_set_mask = keras.layers.Lambda(lambda x: x, mask=lambda x, mask: mask, name="set_mask", **_OPTIONS)
 
 
 def get_mask(tensor: Tensor) -> Tensor | None:
@@ -174,9 +175,10 @@ def is_by_row(loss: keras.losses.Loss) -> bool:
 
 
 def squeezes_predictions(loss: keras.losses.Loss, y_true: Tensor, y_pred: Tensor) -> bool:
-    """Whether Keras squeezes the predictions, as those of shape `(batch, time, 1)` for targets of `(batch, time)`.
+    """Whether Keras drops the last axis of the predictions.
 
-    The loss is then a mean over the axis before the last.
+    It does for predictions of shape `(batch, time, 1)` and targets of shape `(batch, time)`. The loss is then averaged
+    over the axis before it.
     """
     if y_true is None or y_pred.shape[-1] != 1 or not 1 < len(y_true.shape) == len(y_pred.shape) - 1:
         return False

@@ -188,9 +188,9 @@ def _convert_strings(array: Any, as_tensors: bool) -> Any:
 
 def _count_rows(data: Any) -> int:
     rows = {int(leaf.shape[0]) for leaf in tree.flatten(data) if leaf is not None}
-    if len(rows) > 1:
-        expected = "the same number of rows in `x`, `y` and `sample_weight`"
-        raise ValueError(f"Expected {expected}. Received: {', '.join(map(str, sorted(rows)))} rows")
+    if len(rows) != 1:
+        expected = "data with the same number of rows in `x`, `y` and `sample_weight`"
+        raise ValueError(f"Expected {expected}. Received: {', '.join(map(str, sorted(rows))) or 'no'} rows")
     return rows.pop()
 
 

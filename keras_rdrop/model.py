@@ -373,15 +373,17 @@ class RDropModel(PreprocessingModel):
         config = super().get_compile_config()
         if config:
             config["loss"] = keras.saving.serialize_keras_object(self.loss)
-            config["shares_optimizer"] = self.optimizer is getattr(self.base, "optimizer", None)
+            if _inner_optimizer(self) is _inner_optimizer(self.base):
+                config["shares_optimizer"] = True
         return config
 
     # Keras does not compile a loaded model whose `compile` is overridden, unless this is overridden too.
     def compile_from_config(self, config: dict[str, Any]) -> None:
         config = keras.saving.deserialize_keras_object(config)
-        if config.pop("shares_optimizer", False):  # Keras saves its state once, as that of the base
-            config["optimizer"] = self.base.optimizer
+        shares_optimizer = config.pop("shares_optimizer", False)
         self.compile(**config)
+        if shares_optimizer:  # Keras saves its state once, as that of the base
+            self.base.optimizer = self.optimizer
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -554,6 +556,12 @@ def _check_base(base: Any) -> None:
             raise ValueError(
                 f"Expected `base` to have no stateful layer, {reason}. Received: base={base!r} with {layer!r}"
             )
+
+
+def _inner_optimizer(model: keras.Model) -> Any:
+    """Returns the optimizer of a model. With `mixed_float16`, each `compile` wraps it in another object."""
+    optimizer = getattr(model, "optimizer", None)
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _is_unbuilt_sequential(base: keras.Model) -> bool:

@@ -56,7 +56,9 @@ class TestRawData:
             model.fit(dataset, **{argument: LABELS})
 
     def test_data_of_different_lengths_raises_an_error(self, model):
-        with pytest.raises(ValueError, match=r"Expected the same number of rows in `x`, .* Received: 6, 7 rows"):
+        with pytest.raises(
+            ValueError, match=r"Expected data with the same number of rows in `x`, .* Received: 6, 7 rows"
+        ):
             model.fit(TEXTS, [*LABELS, 0], verbose=0)
 
     def test_a_long_text_takes_no_memory_in_other_rows(self):

@@ -141,8 +141,7 @@ def _is_functional(model: Any) -> bool:
 def _as_functional(base: keras.Model) -> keras.Model:
     """Returns the same graph as a new Functional model: cloning a compiled model would compile the clone."""
     if isinstance(base, keras.Sequential):  # its `input` and `output` are those of a call of the whole model
-        is_single = len(base.outputs) == 1
-        structure = None if is_single else base.compute_output_spec(base.inputs[0])
+        structure = base.compute_output_spec(base.inputs[0])
         return keras.Model(base.inputs[0], tree.pack_sequence_as(structure, base.outputs))
     return keras.Model(base.input, base.output)
 
@@ -164,12 +163,13 @@ class _GraphRebuilder:
         self.shared: dict[keras.Layer, None] = {}
         # The widened tensor by the id of the original, and by its own id.
         self._widened: dict[int, Tensor] = {}
-        # The tensors that layers read once per row, and the first attention layer to read each tensor, by its id.
+        # The tensors that layers read once per row, by their ids.
         self._read_once: dict[int, Tensor] = {}
-        self._attention: dict[int, keras.Layer] = {}
-        # The tensors that may have a Keras mask when the model is called, by their ids. In a graph, Keras does not give
-        # masks to all of them: those of nested models have none.
+        # The tensors that may have a Keras mask at run time, by their ids. In the graph itself, Keras leaves out some
+        # masks, such as those of nested models.
         self._may_be_masked: dict[int, Tensor] = {}
+        # The first attention layer that removes the mask of each tensor, by the id of the tensor.
+        self._attention: dict[int, keras.Layer] = {}
         # A layer that could be the last one, and its input, by the id of its output.
         self._last_layers: dict[int, tuple[LastLayer, Tensor]] = {}
         # The reason why `LastLayer` does not support any other layer, by the id of its output.
@@ -185,7 +185,7 @@ class _GraphRebuilder:
         clone = keras.models.clone_model(plain, inputs, clone_function=lambda layer: layer, call_function=self._call)
         self._check_masks()
         outputs = tree.map_structure(self._with_all_passes, clone.output)
-        # An automatic name could be that of another nested model, which was loaded from a file.
+        # An automatic name may already belong to a nested model that was loaded from a file.
         return keras.Model(clone.input, outputs, name=f"all_passes_{next(self._models)}")
 
     def split_last_layer(self, model: keras.Model) -> tuple[keras.Model, LastLayer]:
@@ -209,29 +209,21 @@ class _GraphRebuilder:
         return keras.Model(model.input, FlatLastLayer(last_layer)(features))
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = self._call_layer(layer, *args, **kwargs)
-        if any(id(tensor) in self._may_be_masked for tensor in tree.flatten((args, kwargs))) or _may_set_masks(layer):
-            self._may_be_masked.update({id(tensor): tensor for tensor in tree.flatten(outputs)})
-        return outputs
-
-    def _call_layer(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
         arguments = tree.flatten((args, kwargs))
         tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
-        # A function, such as that of `ops.map`, may draw random numbers. A dtype can be a class.
-        calls_function = any(callable(argument) and not isinstance(argument, type) for argument in arguments)
-        needs_all_passes = not self.share_prefix or calls_function or randomness.may_be_random(layer)
+        has_mask = kwargs.get("mask") is not None
+        masked = [tensor for tensor in tensors if has_mask or id(tensor) in self._may_be_masked]
+        removes_masks = bool(masked) and _removes_masks(layer)
         has_all_passes = any(map(self._is_widened, tensors))
-        removes_masks = _removes_masks(layer)
+        runs_once = self.share_prefix and not has_all_passes and not randomness.may_be_random(layer, arguments)
         if removes_masks:
-            self._attention = {id(tensor): layer for tensor in tensors} | self._attention
-        if not needs_all_passes and not has_all_passes:
+            self._attention = {id(tensor): layer for tensor in masked} | self._attention
+        if runs_once:
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-                self._read_once.update({id(tensor): tensor for tensor in tensors})
-            return tree.map_structure(_as_dense, layer(*args, **kwargs))
-        may_lose_mask = removes_masks and any(id(tensor) in self._may_be_masked for tensor in tensors)
-        if not has_all_passes and _is_functional(layer) and not may_lose_mask:
+                self._read_once.update(_by_id(tensors))
+        elif not has_all_passes and _is_functional(layer) and not removes_masks:
             for tensor in tensors:
                 self._check_rows(tensor)
             layer = self.rebuild(layer)
@@ -240,12 +232,15 @@ class _GraphRebuilder:
                 self.frontier[layer.name] = None
             args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
-        self._widened.update({id(tensor): tensor for tensor in tree.flatten(outputs)})
-        obstacle = LastLayer.obstacle(layer, **kwargs)
-        if obstacle is None:
-            self._last_layers[id(outputs)] = LastLayer(layer), args[0]
-        else:
-            self._obstacles[id(outputs)] = f"its last layer '{layer.name}' {obstacle}"
+        if masked or _may_set_masks(layer):
+            self._may_be_masked.update(_by_id(outputs))
+        if not runs_once:
+            self._widened.update(_by_id(outputs))
+            obstacle = LastLayer.obstacle(layer, **kwargs)
+            if obstacle is None:
+                self._last_layers[id(outputs)] = LastLayer(layer), args[0]
+            else:
+                self._obstacles[id(outputs)] = f"its last layer '{layer.name}' {obstacle}"
         return outputs
 
     def _check_masks(self) -> None:
@@ -254,7 +249,7 @@ class _GraphRebuilder:
         An attention layer removes the mask of its inputs, so the layers that are called after it get none. The order of
         the calls may change between layers that run once per row and layers that run once per pass.
         """
-        for key in self._attention.keys() & self._read_once.keys() & self._widened.keys() & self._may_be_masked.keys():
+        for key in self._attention.keys() & self._read_once.keys() & self._widened.keys():
             name = self._attention[key].name
             raise _NoTrainingGraph(f"its layer '{name}' removes the mask of a tensor that a random layer reads too")
 
@@ -276,6 +271,10 @@ class _GraphRebuilder:
         return self._widened[id(tensor)]
 
 
+def _by_id(tensors: Any) -> dict[int, Tensor]:
+    return {id(tensor): tensor for tensor in tree.flatten(tensors) if tensor is not None}
+
+
 def _removes_masks(operation: Any) -> bool:
     """Whether an operation removes the masks of its inputs while it runs, as attention layers of Keras do."""
     layers = randomness.all_layers(operation) if isinstance(operation, keras.Layer) else []
@@ -287,9 +286,9 @@ def _may_set_masks(operation: Any) -> bool:
 
     def may_set_mask(layer: keras.Layer) -> bool:
         owner = next(cls for cls in type(layer).__mro__ if "compute_mask" in vars(cls))
-        is_own = owner.__module__.split(".")[0] not in ("keras", "keras_hub", "keras_rdrop")
+        is_user_defined = owner.__module__.split(".")[0] not in ("keras", "keras_hub", "keras_rdrop")
         is_source = isinstance(layer, (keras.layers.Masking, keras.layers.Lambda)) or getattr(layer, "mask_zero", False)
-        return is_own or is_source
+        return is_user_defined or is_source
 
     return isinstance(operation, keras.Layer) and any(map(may_set_mask, randomness.all_layers(operation)))
 

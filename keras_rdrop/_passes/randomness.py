@@ -1,6 +1,6 @@
 """Finds the layers of a model that draw random numbers. Only these layers make the passes differ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -27,15 +27,25 @@ def stochastic_layers(model: keras.Layer) -> list[keras.Layer]:
     return [layer for layer in all_layers(model) if _is_stochastic(layer)]
 
 
-def may_be_random(operation: Any) -> bool:
+def may_be_random(operation: Any, arguments: Sequence[Any] = ()) -> bool:
     """Whether a layer, or another operation of a graph, may draw random numbers in training.
 
     Layers of Keras and KerasHub are random if `stochastic_layers` finds them. Any other code may draw without a
-    `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper, or the activation function of a layer.
+    `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper, the activation function of a layer, or
+    the function that `keras.ops.map` calls.
+
+    Args:
+        operation: The layer or operation.
+        arguments: The arguments of its call.
     """
     if isinstance(operation, keras.Layer):
         return any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
-    return isinstance(operation, keras.Operation) and _package_and_class(operation)[0] != "keras"
+    if not isinstance(operation, keras.Operation):
+        return False
+    # A dtype can be a class.
+    values = [*arguments, *vars(operation).values()]
+    calls_function = any(callable(value) and not isinstance(value, type) for value in values)
+    return calls_function or _package_and_class(operation)[0] != "keras"
 
 
 def shares_noise(layer: keras.Layer) -> bool:

@@ -83,24 +83,37 @@ def test_training_continues_after_loading_as_if_uninterrupted(build_base, batch,
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_an_optimizer_that_also_trained_the_base_is_saved(batch, tmp_path):
+@keras.saving.register_keras_serializable("tests")
+class WithCompile(keras.Sequential):
+    """Has its own `compile`, like the tasks of KerasHub: Keras does not compile it when it is loaded."""
+
+    def compile(self, optimizer, loss):
+        super().compile(optimizer, loss)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("kind", [keras.Sequential, WithCompile])
+def test_an_optimizer_that_also_trained_the_base_is_saved(kind, policy, batch, tmp_path):
     """Keras saves the state of an object once, so it would load that of the base only."""
-    base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dropout(0.3)])
-    optimizer = keras.optimizers.Adam()
-    base.compile(optimizer, "mse")
-    x = batch[0]
-    y = x[:, :1].repeat(8, axis=1)
-    base.fit(x, y, verbose=0)
-    model = RDropModel(base)
-    model.compile(optimizer, "mse")
-    model.fit(x, y, verbose=0)
-    model.save(tmp_path / "model.keras")
-    restored = keras.models.load_model(tmp_path / "model.keras")
-    assert int(restored.optimizer.iterations) == 2
-    for expected, variable in zip(optimizer.variables, restored.optimizer.variables, strict=True):
+    before, optimizer = keras.config.dtype_policy(), keras.optimizers.SGD(0.1, momentum=0.9)
+    keras.config.set_dtype_policy(policy)
+    try:
+        base = kind([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dropout(0.3)])
+        model = RDropModel(base)
+        for trained in (base, model):
+            trained.compile(optimizer, "mse")
+            trained.fit(batch[0], batch[0].repeat(2, axis=1), verbose=0)
+        model.save(tmp_path / "model.keras")
+        restored = keras.models.load_model(tmp_path / "model.keras")
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert type(restored.optimizer) is type(model.optimizer)
+    restored_optimizer = getattr(restored.optimizer, "inner_optimizer", restored.optimizer)
+    assert int(restored_optimizer.iterations) == 2
+    for expected, variable in zip(optimizer.variables, restored_optimizer.variables, strict=True):
         np.testing.assert_array_equal(np.array(variable), np.array(expected))
-    restored.fit(x, y, verbose=0)
-    assert int(restored.optimizer.iterations) == 3
+    restored.fit(batch[0], batch[0].repeat(2, axis=1), verbose=0)
+    assert int(restored_optimizer.iterations) == 3
 
 
 @pytest.mark.parametrize("build_base", BASES)

@@ -88,7 +88,7 @@ def build_heads(kind, inputs, outputs):
         outputs: The number of units of each output, in a list or a dict.
     """
     if kind == "sequential":
-        raise Unsupported("a Sequential model has one input and one output")
+        raise Unsupported("the Sequential base of these tests has one input and one output")
     if kind == "keras_hub":
         raise Unsupported("the inputs and outputs of a task are fixed")
     symbolic = keras.tree.map_structure(lambda array: keras.Input(array.shape[1:]), inputs)

@@ -196,7 +196,8 @@ def summary(results):
             for verdict, rungs in verdicts(results, name).items()
             if rungs
         ]
-        sentences.append(f"{subject.format(name)} was {listed(found, ',')}.")
+        noun = f"{name} correlation" if name in ("Pearson", "Spearman") else name
+        sentences.append(f"{subject.format(noun)} was {listed(found, ',')}.")
     return textwrap.fill(" ".join([f"- **{results.name}.**", *sentences]), 120, subsequent_indent="  ")
 
 

@@ -237,7 +237,7 @@ TASKS = {
     "text, 400 labels": _text("classification", 400, 4, rungs=(1, 2, 4, 8, 16)),
     "text, 1,600 labels": _text("classification", 1600, 1, rungs=(1, 2, 4, 8, 16)),
     "text, all labels": _text("classification", None, 1, seeds=5),
-    "text regression": _text("regression", 1600, 1),
+    "text regression": _text("regression", 1600, 1, rungs=(1, 2, 4, 8, 16)),
     "translation": Task(
         "A transformer from scratch translates 9,391 messages from English to German.",
         lambda seed: _translation_files()[1],

@@ -631,7 +631,11 @@ def test_metrics_of_evaluation_with_a_fused_last_layer(distributed, rng):
         pytest.skip("`keras.distribution` is of JAX")
     x, y = data(rng)
     inputs = keras.Input(x.shape[1:])
-    hidden = MeanOfInputs()(keras.layers.Dropout(0.3)(keras.layers.Dense(16)(inputs)))
+    hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(16)(inputs))
+    training = {"loss", "divergence"}
+    if keras.backend.backend() != "jax":  # there, Keras fails if a layer updates a metric
+        hidden = MeanOfInputs()(hidden)
+        training.add("mean of the inputs")
     keras.distribution.set_distribution(keras.distribution.DataParallel() if distributed else None)
     try:
         model = RDropModel(keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden)), fuse_head=True)
@@ -639,8 +643,7 @@ def test_metrics_of_evaluation_with_a_fused_last_layer(distributed, rng):
         history = model.fit(x, y, epochs=2, validation_data=(x, y), verbose=0).history
     finally:
         keras.distribution.set_distribution(None)
-    training = {"loss", "divergence", "mean of the inputs"}
-    assert set(history) == training | {"val_loss", "val_accuracy", "val_mean of the inputs"}
+    assert set(history) == training | {f"val_{name}" for name in training - {"divergence"}} | {"val_accuracy"}
 
 
 class TestWarnings:

@@ -119,7 +119,8 @@ def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write):
     assert "|  | RMSE |  |  | 1, 2 |" in render_study.table_of_verdicts(equal)
     answer = one_line(render_study.answer(better))
     assert (
-        "With the same row passes, the Pearson correlation of R-Drop was better at budgets 1 and 2. Its RMSE was better" in answer
+        "With the same row passes, the Pearson correlation of R-Drop was better at budgets 1 and 2. Its RMSE was better"
+        in answer
     )
 
 

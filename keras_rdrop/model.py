@@ -260,6 +260,7 @@ class RDropModel(PreprocessingModel):
         """
         if not self.base.built:  # `build` does not build the base, so nothing would be loaded
             raise ValueError(f"Expected a base that has been built. Received: base={self.base!r}, which is not built")
+        self.built = True  # the base may have been built after this model was created
         try:
             super().load_weights(filepath, *args, **kwargs)
         except ValueError as error:
@@ -277,6 +278,11 @@ class RDropModel(PreprocessingModel):
                 f"that calls `model.base` instead. Received: {self!r}"
             )
         return self.base.export(*args, **kwargs)
+
+    def set_state_tree(self, state_tree: Any) -> None:
+        super().set_state_tree(state_tree)
+        if not isinstance(self._alpha, LearningRateSchedule):  # it holds the variables of metrics, with another alpha
+            self.divergence_tracker.set_alpha(self, self._alpha)
 
     def make_train_function(self, force: bool = False) -> Any:
         # Since the last time, the base may have been built or its dropout rates may have changed.

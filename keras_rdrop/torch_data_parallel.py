@@ -1,8 +1,10 @@
 """Data-parallel training in several processes on PyTorch, for Keras versions before 3.16."""
 
+import os
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
 from keras_rdrop._keras import distributes_torch
@@ -22,7 +24,7 @@ class TorchDataParallel(keras.callbacks.Callback):
     and `tf.distribute` instead, and from Keras 3.16 on `keras.distribution` on PyTorch too.
 
     It reads the environment that `torchrun` sets, and starts `torch.distributed` unless it is already running: with
-    NCCL on GPUs, with gloo on CPUs.
+    NCCL on GPUs, with gloo on CPUs. Create it before the model: each process then uses a GPU of its own.
 
     Attributes:
         rank: Integer, the number of this process.
@@ -39,6 +41,8 @@ class TorchDataParallel(keras.callbacks.Callback):
     from keras_rdrop import TorchDataParallel
 
     parallel = TorchDataParallel()
+    model = keras_rdrop.RDropModel(base)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(*parallel.shard((x, y)), batch_size=32 // parallel.processes, callbacks=[parallel])
     if parallel.rank == 0:
         model.base.save("model.keras")
@@ -60,6 +64,8 @@ class TorchDataParallel(keras.callbacks.Callback):
         import torch
 
         self._torch, self._distributed = torch, torch.distributed
+        if torch.cuda.is_available():  # Keras creates tensors on the current device
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if not self._distributed.is_initialized():
             self._distributed.init_process_group()
         self.rank: int = self._distributed.get_rank()
@@ -76,14 +82,22 @@ class TorchDataParallel(keras.callbacks.Callback):
         Returns:
             The same structure, of arrays of shape `(rows // processes, ...)`.
 
+        Raises:
+            ValueError: If a leaf of the structure is not an array, as in a list of texts.
+
         Example:
 
         ```python
         x, y = keras_rdrop.TorchDataParallel().shard((x, y))
         ```
         """
-        rank, n = self.rank, self.processes
-        return tree.map_structure(lambda array: None if array is None else array[rank::n][: len(array) // n], data)
+
+        def shard(array: Any) -> Any:
+            if array is not None and not hasattr(array, "shape"):
+                raise ValueError(f"Expected `data` to be an array or a structure of arrays. Received: a leaf {array!r}")
+            return None if array is None else array[self.rank :: self.processes][: len(array) // self.processes]
+
+        return tree.map_structure(shard, data)
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.on_train_end()  # removes the hooks of a training that ended with an error
@@ -93,8 +107,9 @@ class TorchDataParallel(keras.callbacks.Callback):
             use = "Use `shard`, which gives all processes the same number of rows."
             raise ValueError(f"Expected the same number of steps in every process. Received: steps={steps}. {use}")
         for variable in [*self.model.variables, *self.model.optimizer.variables]:
+            variable.value.data = variable.value.data.contiguous()  # NCCL accepts no other layout
             self._distributed.broadcast(variable.value.detach(), src=0)
-        seed = [self._torch.initial_seed()]
+        seed = [int(self._torch.randint(2**62, ()))]  # `initial_seed` would start each `fit` alike
         self._distributed.broadcast_object_list(seed, src=0)
         self._torch.manual_seed(seed[0] + self.rank)
         offset_seeds(self.model, self.rank)
@@ -107,10 +122,10 @@ class TorchDataParallel(keras.callbacks.Callback):
         self._reductions.clear()  # those of a backward pass that failed
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        values, device = [float(value) for value in logs.values()], keras.ops.zeros(()).device
-        means = self._torch.tensor(values, dtype=self._torch.float64, device=device)
-        self._distributed.all_reduce(means)
-        logs.update(zip(logs, (means / self.processes).tolist(), strict=True))
+        found: list[Any] = [None] * self.processes
+        self._distributed.all_gather_object(found, dict(logs))
+        for name in dict.fromkeys(name for process in found for name in process):
+            logs[name] = np.mean([process[name] for process in found if name in process], axis=0)
 
     def _average(self, parameter: Any) -> None:
         if not self._reductions:

@@ -92,11 +92,12 @@ class Work:
 def one_of_two(parallel, monkeypatch):
     """The other process does the same as this one, but its logs are larger by 1."""
 
-    def all_reduce(tensor, async_op=False):
-        return Work(tensor) if async_op else tensor.add_(tensor + 1)
+    def all_reduce(tensor, async_op):
+        return Work(tensor)
 
     def all_gather_object(objects, value):
-        objects[:] = [value] * len(objects)
+        other = {name: log + 1 for name, log in value.items()} if isinstance(value, dict) else value
+        objects[:] = [value, other]
 
     monkeypatch.setattr(parallel._distributed, "all_reduce", all_reduce)
     monkeypatch.setattr(parallel._distributed, "all_gather_object", all_gather_object)
@@ -122,6 +123,48 @@ def test_gradients_and_logs_are_averaged(layers, one_of_two, rng):
     np.testing.assert_allclose(logs, np.add(expected, 0.5), rtol=1e-6)
     for actual, desired in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-7)
+
+
+def test_vector_metrics_are_averaged(one_of_two):
+    logs = {"f1_score": np.array([0.25, 0.5], dtype="float32"), "loss": 1.0}
+    one_of_two.on_epoch_end(0, logs)
+    np.testing.assert_array_equal(logs["f1_score"], [0.75, 1.0])
+    assert logs["loss"] == 1.5
+
+
+def test_logs_of_one_process_reach_all(one_of_two, monkeypatch):
+    def all_gather_object(objects, value):
+        objects[:] = [value, {**value, "val_loss": 2.0}]
+
+    monkeypatch.setattr(one_of_two._distributed, "all_gather_object", all_gather_object)
+    logs = {"loss": 1.0}
+    one_of_two.on_epoch_end(0, logs)
+    assert logs == {"loss": 1.0, "val_loss": 2.0}
+
+
+def test_each_fit_draws_other_numbers(parallel, rng):
+    class FirstBatch(keras.layers.Layer):
+        def call(self, inputs):
+            seen.append(keras.ops.convert_to_numpy(inputs))
+            return inputs
+
+    seen = []
+    x = np.arange(64, dtype="float32")[:, None]
+    model = keras.Sequential([keras.Input((1,)), FirstBatch(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    orders = []
+    for _ in range(2):
+        seen.clear()
+        model.fit(x, x, verbose=0, callbacks=[parallel])
+        orders.append(np.concatenate(seen[-2:]))
+    assert np.any(orders[0] != orders[1])
+
+
+def test_texts_are_not_cut_apart(parallel):
+    with pytest.raises(
+        ValueError, match="Expected `data` to be an array or a structure of arrays. Received: a leaf 'a"
+    ):
+        parallel.shard(["a good film", "the bad movie"])
 
 
 def test_after_training_gradients_are_no_longer_averaged(one_of_two, rng):

@@ -145,6 +145,28 @@ def test_a_weights_file_of_another_model(batch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`build")
+def test_a_state_tree_does_not_change_alpha(batch):
+    """An Orbax checkpoint holds it."""
+    model = compiled(sequential(), alpha=1.0)
+    model.fit(*batch, verbose=0)
+    state = model.get_state_tree(value_format="numpy_array")
+    model.alpha = 5.0
+    model.set_state_tree(state)
+    assert float(model.divergence_tracker.alpha) == model.alpha == 5.0
+
+
+def test_weights_load_into_a_base_that_was_built_after_wrapping(batch, tmp_path):
+    def build():
+        return keras.Sequential([keras.layers.Dense(4), keras.layers.Dropout(0.5)])
+
+    saved, model = RDropModel(build()), RDropModel(build())
+    for m in (saved, model):
+        m.base.build((None, 4))
+    RDropModel(saved.base).save_weights(tmp_path / "model.weights.h5")
+    model.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(model.predict(batch[0], verbose=0), saved.predict(batch[0], verbose=0))
+
+
 def test_weights_are_not_loaded_into_an_unbuilt_base(tmp_path):
     base = keras.Sequential([keras.layers.Dense(2), keras.layers.Dropout(0.5)])
     model = RDropModel(base)

@@ -240,6 +240,12 @@ class RDropModel(PreprocessingModel):
         self.loss, self._pairs_rows = loss, None
         self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
 
+    @overrides(keras.Model.save)
+    def save(self, filepath: Any, **arguments: Any) -> None:
+        if str(filepath).endswith((".h5", ".hdf5")):  # this format would keep the name of the loss only
+            raise ValueError(f"Expected `filepath` to end in '.keras'. Received: filepath={filepath}")
+        super().save(filepath, **arguments)
+
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Loads the weights of an `RDropModel`, or those of its base.
 

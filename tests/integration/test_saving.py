@@ -145,6 +145,13 @@ def test_a_weights_file_of_another_model(batch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`build")
+def test_the_legacy_format_raises_an_error(batch, tmp_path):
+    """It would save the loss without its `from_logits`."""
+    model = compiled(sequential())
+    with pytest.raises(ValueError, match=r"Expected `filepath` to end in '.keras'. Received: filepath=.*model.h5"):
+        model.save(tmp_path / "model.h5")
+
+
 def test_a_state_tree_does_not_change_alpha(batch):
     """An Orbax checkpoint holds it."""
     model = compiled(sequential(), alpha=1.0)

@@ -160,6 +160,29 @@ def test_each_fit_draws_other_numbers(parallel, rng):
     assert np.any(orders[0] != orders[1])
 
 
+def test_each_process_uses_its_own_gpu(parallel, monkeypatch):
+    import torch
+
+    devices = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    TorchDataParallel()
+    assert devices == [3]
+
+
+def test_all_variables_are_contiguous(parallel, rng):
+    """NCCL refuses others. Keras makes some, such as tall orthogonal matrices."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, kernel_initializer="orthogonal")])
+    model.compile("sgd", "mse")
+    weights = model.get_weights()
+    model.optimizer.learning_rate = 0.0
+    assert not model.variables[0].value.is_contiguous()
+    model.fit(rng.normal(size=(4, 8)), np.zeros((4, 2)), verbose=0, callbacks=[parallel])
+    assert all(variable.value.is_contiguous() for variable in model.variables)
+    np.testing.assert_array_equal(model.get_weights()[0], weights[0])
+
+
 def test_texts_are_not_cut_apart(parallel):
     with pytest.raises(
         ValueError, match="Expected `data` to be an array or a structure of arrays. Received: a leaf 'a"

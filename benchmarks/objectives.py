@@ -109,5 +109,5 @@ def last_layer_objective(y, features, kernel, used_rows):
     rows = len(features) // 2
     weights = ops.concatenate([ops.ones((used_rows, 2)), ops.zeros((rows - used_rows, 2))]) / (2 * used_rows)
     pairs = ops.reshape(features, (-1, 2, features.shape[1]))
-    terms = last_layer.weighted_terms(pairs, ops.reshape(y, (-1, 2)), 0.0, weights, weights, scale=0.5)
+    terms = last_layer.weighted_terms(pairs, ops.reshape(y, (-1, 2)), 0.0, (weights, weights), scale=0.5)
     return terms[0] + 0.5 * terms[1]

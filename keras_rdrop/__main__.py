@@ -39,11 +39,7 @@ def main() -> None:
         "devices": ", ".join(_devices()),
     }
     for name, value in facts.items():
-        print(
-            textwrap.fill(
-                value, width=80, break_on_hyphens=False, initial_indent=f"{name:13}", subsequent_indent=" " * 13
-            )
-        )
+        print(textwrap.fill(f"{name:13}{value}", width=80, break_on_hyphens=False, subsequent_indent=" " * 13))
 
 
 if __name__ == "__main__":

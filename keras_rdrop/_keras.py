@@ -33,6 +33,10 @@ def is_ragged(tensor: Tensor) -> bool:
     return hasattr(tensor, "nested_row_splits")
 
 
+# Takes the place of logits of -inf, which masked classes have: the difference of two of them would not be a number.
+LOWEST_LOGIT = -1e30
+
+
 def at_least_float32(dtype: Any) -> str:
     """Returns the dtype in which losses and divergences of predictions of `dtype` are computed."""
     # On PyTorch, `keras.backend.result_type` turns float64 into float32.
@@ -167,22 +171,26 @@ def get_loss_function(loss: keras.losses.Loss) -> Callable[..., Tensor] | None:
 def is_by_row(loss: keras.losses.Loss) -> bool:
     """Whether a loss computes each row of a batch on its own, as most losses of Keras do. Any other code may not."""
     function = get_loss_function(loss)
-    sources = [type(loss)] if function is None else [type(loss), function]
-    packages = {source.__module__.split(".")[0] for source in sources}
-    if not packages <= {"keras", "keras_rdrop"} or loss.get_config().get("axis") == 0:
-        return False
-    return function not in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
+    packages = {source.__module__.split(".")[0] for source in (type(loss), function or type(loss))}
+    is_known = packages <= {"keras", "keras_rdrop"} and loss.get_config().get("axis") != 0
+    return is_known and function not in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
 
 
 def squeezes_predictions(loss: keras.losses.Loss, y_true: Tensor, y_pred: Tensor) -> bool:
-    """Whether Keras drops the last axis of the predictions.
+    """Whether a loss drops the last axis of the predictions, and averages over the axis before it.
 
-    It does for predictions of shape `(batch, time, 1)` and targets of shape `(batch, time)`. The loss is then averaged
-    over the axis before it.
+    The functions that Keras wraps do, for predictions of shape `(batch, time, 1)` and targets of shape `(batch, time)`.
     """
     if y_true is None or y_pred.shape[-1] != 1 or not 1 < len(y_true.shape) == len(y_pred.shape) - 1:
         return False
-    return is_by_row(loss) and not isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    return rank_of_values(loss, y_true, y_pred) == len(y_true.shape) - 1
+
+
+def rank_of_values(loss: keras.losses.Loss, y_true: Tensor, y_pred: Tensor) -> int:
+    """Returns the rank of a loss before its reduction. Most losses have one value per target, and some one per row."""
+    # Zeros, because the targets may hold markers that the loss does not accept.
+    zeros = [ops.zeros(ops.shape(tensor), dtype=loss.dtype) for tensor in (y_true, y_pred)]
+    return len(loss.call(*zeros).shape)
 
 
 def distributes_torch() -> bool:

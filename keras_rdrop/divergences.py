@@ -15,7 +15,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_rdrop._keras import Tensor, at_least_float32
+from keras_rdrop._arguments import check
+from keras_rdrop._keras import LOWEST_LOGIT, Tensor, at_least_float32
 
 # The smallest normal float32. Float32 cannot hold the logarithm of a smaller probability.
 _TINY = 1.1754944e-38
@@ -49,12 +50,12 @@ def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) ->
     """
     values = _as_float(y_preds)
     if from_logits:
-        log_probabilities = [ops.log_softmax(value, axis=axis) for value in values]
+        log_probabilities = [ops.maximum(ops.log_softmax(value, axis=axis), LOWEST_LOGIT) for value in values]
         probabilities = [ops.exp(log_probability) for log_probability in log_probabilities]
     else:
         probabilities = [ops.divide_no_nan(value, ops.sum(value, axis=axis, keepdims=True)) for value in values]
         log_probabilities = [ops.log(ops.maximum(probability, _TINY)) for probability in probabilities]
-    return _non_negative(ops.sum(_covariance(probabilities, log_probabilities), axis=axis))
+    return ops.maximum(ops.sum(_covariance(probabilities, log_probabilities), axis=axis), 0.0)
 
 
 def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) -> Tensor:
@@ -90,7 +91,7 @@ def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: in
         # Near 1, float32 numbers are 2**-24 apart. Near 0, they reach down to _TINY.
         probabilities = values
         logits = [ops.log(ops.maximum(p, _TINY)) - ops.log(ops.maximum(1.0 - p, 2.0**-25)) for p in values]
-    return _non_negative(ops.mean(_covariance(probabilities, logits), axis=axis))
+    return ops.maximum(ops.mean(_covariance(probabilities, logits), axis=axis), 0.0)
 
 
 def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
@@ -116,7 +117,7 @@ def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
     2.0
     """
     values = _as_float(y_preds)
-    return _non_negative(2.0 * ops.mean(_covariance(values, values), axis=axis))
+    return ops.maximum(2.0 * ops.mean(_covariance(values, values), axis=axis), 0.0)
 
 
 def get(identifier: Any) -> keras.losses.Loss:
@@ -142,14 +143,9 @@ def get(identifier: Any) -> keras.losses.Loss:
             received = f"divergence={identifier!r} with reduction={identifier.reduction!r}"
             raise ValueError(f"Expected `divergence` to have a reduction, such as 'sum'. Received: {received}")
         return identifier
-    by_name = {
-        "symmetric_kl": SymmetricKL,
-        "bernoulli_symmetric_kl": BernoulliSymmetricKL,
-        "mean_squared_difference": MeanSquaredDifference,
-    }
-    if not isinstance(identifier, str) or identifier not in by_name:
-        expected = f"a `keras.losses.Loss` or one of {list(by_name)}"
-        raise ValueError(f"Expected `divergence` to be {expected}. Received: divergence={identifier!r}")
+    by_name = {kind.function.__name__: kind for kind in (SymmetricKL, BernoulliSymmetricKL, MeanSquaredDifference)}
+    is_name = isinstance(identifier, str) and identifier in by_name
+    check("divergence", identifier, is_name, f"a `keras.losses.Loss` or one of {list(by_name)}")
     return by_name[identifier]()
 
 
@@ -160,15 +156,11 @@ def _as_float(y_preds: Sequence[Tensor]) -> list[Tensor]:
     return [ops.cast(tensor, at_least_float32(tensor.dtype)) for tensor in map(ops.convert_to_tensor, y_preds)]
 
 
-def _non_negative(divergence: Tensor) -> Tensor:
-    """Clips the covariance of three or more passes, which rounding can bring just below 0."""
-    return ops.maximum(divergence, 0.0)
-
-
 def _covariance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Returns the covariance over the passes, per element, of two lists of tensors.
 
-    It is computed from differences to the first pass, so it is exactly 0 where all passes are equal.
+    It is computed from differences to the first pass, so it is exactly 0 where all passes are equal. For three or more
+    passes, rounding can bring the sum of these elements just below 0.
     """
     passes = len(a)
     a = [value - a[0] for value in a[1:]]

@@ -7,7 +7,7 @@ from keras import ops, tree
 
 from keras_rdrop import divergences
 from keras_rdrop._arguments import check, is_finite
-from keras_rdrop._keras import Tensor, get_mask, set_mask
+from keras_rdrop._keras import Tensor, at_least_float32, get_mask, set_mask
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -59,10 +59,14 @@ class RDrop(keras.layers.Layer):
         self, layer: keras.layers.Layer, alpha: float = 1.0, divergence: Any = "mean_squared_difference", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        self.autocast = False  # the layer casts the inputs itself, to its own dtype policy
         check("alpha", alpha, is_finite(alpha) and alpha >= 0, "a finite float >= 0")
         self.layer, self.alpha, self.divergence = layer, float(alpha), divergence
         self.supports_masking = layer.supports_masking
         self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
+
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the layer builds itself in the first call."""
 
     def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         masks = tree.map_structure(get_mask, (inputs, args, kwargs)) if training else None
@@ -145,7 +149,8 @@ class StochasticDepth(keras.layers.Wrapper):
         order = ops.argsort(keras.random.uniform((rows,), seed=self.seed_generator))[:kept]
         kept_inputs = ops.take(inputs, order, axis=0)
         branch = self._branch(set_mask(kept_inputs, None if mask is None else ops.take(mask, order, axis=0)))
-        scale = ops.cast(ops.divide(rows, kept), branch.dtype)
+        dtype = at_least_float32(branch.dtype)  # half precision does not hold large numbers of rows
+        scale = ops.cast(ops.cast(rows, dtype) / ops.cast(kept, dtype), branch.dtype)
         return ops.scatter_update(inputs, ops.expand_dims(order, -1), kept_inputs + scale * branch)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -20,17 +20,8 @@ from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
-_TRAINING_METHODS = (
-    "fit",
-    "train_on_batch",
-    "train_step",
-    "evaluate",
-    "test_on_batch",
-    "test_step",
-    "compute_loss",
-    "compute_metrics",
-    "get_metrics_result",
-)
+_TRAINING_METHODS = ("fit", "train_on_batch", "train_step", "compute_loss", "compute_metrics", "get_metrics_result")
+_EVALUATION_METHODS = ("evaluate", "test_on_batch", "test_step")
 _FIXED = ("base", "passes", "fraction", "divergence", "unlabelled", "share_prefix", "fuse_head")
 
 
@@ -89,7 +80,7 @@ class RDropModel(PreprocessingModel):
             `keras.layers.ReversibleEmbedding` without soft cap, not quantized, and
             `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. Padding is left out
             of the computation. The result is the same, but the compiled metrics, which need the logits, are computed
-            in evaluation only.
+            in evaluation only, and sample weights that are predicted by a model get no gradient.
         name: Optional name.
 
     Raises:
@@ -242,8 +233,9 @@ class RDropModel(PreprocessingModel):
 
     @overrides(keras.Model.save)
     def save(self, filepath: Any, **arguments: Any) -> None:
-        if str(filepath).endswith((".h5", ".hdf5")):  # this format would keep the name of the loss only
-            raise ValueError(f"Expected `filepath` to end in '.keras'. Received: filepath={filepath}")
+        if str(filepath).endswith((".h5", ".hdf5")):
+            reason = "because the legacy format holds only the name of the loss"
+            raise ValueError(f"Expected `filepath` to end in '.keras', {reason}. Received: filepath={filepath}")
         super().save(filepath, **arguments)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
@@ -330,11 +322,11 @@ class RDropModel(PreprocessingModel):
 
     @overrides(keras.Model.evaluate)
     def evaluate(self, **arguments: Any) -> Any:
-        with self._current.evaluation():
+        with self._current.set(is_evaluation=True):
             return super().evaluate(**arguments)
 
     def test_step(self, *args: Any) -> Any:
-        with self._current.evaluation():
+        with self._current.set(is_evaluation=True):
             return super().test_step(*args)
 
     def compute_loss(
@@ -394,8 +386,12 @@ class RDropModel(PreprocessingModel):
         config = keras.saving.deserialize_keras_object(config)
         shares_optimizer = config.pop("shares_optimizer", False)
         self.compile(**config)
-        if shares_optimizer:  # Keras saves its state once, as that of the base
-            self.base.optimizer = self.optimizer
+        if shares_optimizer:
+            # Keras saves its state once, as that of the base. With `mixed_float16`, each model has its own loss scale.
+            inner = _inner_optimizer(self)
+            is_shared = inner is self.optimizer
+            self.base.optimizer = inner if is_shared else keras.optimizers.LossScaleOptimizer(inner)
+            self.base.optimizer.build(self.trainable_variables)
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -429,13 +425,14 @@ class RDropModel(PreprocessingModel):
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
         found = self._find_training_graph()
-        if found.reason is not None and found.last_layer is None:
+        if found.is_base:
             return f"{title}: all layers run once per pass, because {found.reason}."
         weights = {id(weight): weight for layer in found.shared for weight in layer.weights}  # layers may share them
         shared, total = sum(math.prod(weight.shape) for weight in weights.values()), self.base.count_params()
         layers = f"{len(found.shared)} layer{'' if len(found.shared) == 1 else 's'}"
         text = f"{title}:\n  once per row:  {layers}, {shared:,} of {total:,} parameters"
-        text += "" if found.reason is None else f", because {found.reason}"
+        if found.reason is not None:
+            text += f", because {found.reason}"
         text += f"\n  once per pass: from {', '.join(found.frontier) or 'no layer, because none is random'}"
         if found.last_layer is not None:
             text += f"\n  with the loss, in chunks of rows: {found.last_layer.layer.name}"
@@ -452,18 +449,15 @@ class RDropModel(PreprocessingModel):
         return find_training_graph(self.base, self._layout, self.share_prefix, self.fuse_head)
 
     def _alpha_at_iteration(self, state: Any = None) -> Tensor:
-        def alpha() -> Tensor:
-            if isinstance(self.alpha, LearningRateSchedule):
-                return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
-            return ops.convert_to_tensor(self.divergence_tracker.alpha)
-
-        if state is None:
-            return alpha()
-        # On JAX, the state holds the traced variables: trainable, non-trainable, those of the optimizer and of metrics.
-        # Read directly, they would be constants of the trace.
-        variables = [*self.optimizer.variables, *self.metrics_variables]
-        with keras.StatelessScope(state_mapping=list(zip(variables, [*state[2], *state[3]], strict=True))):
-            return alpha()
+        if state is not None:
+            # On JAX, the state holds the traced variables: trainable, non-trainable, those of the optimizer and of
+            # metrics. Read directly, they would be constants of the trace.
+            variables = [*self.optimizer.variables, *self.metrics_variables]
+            with keras.StatelessScope(state_mapping=list(zip(variables, [*state[2], *state[3]], strict=True))):
+                return self._alpha_at_iteration()
+        if isinstance(self.alpha, LearningRateSchedule):
+            return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
+        return ops.convert_to_tensor(self.divergence_tracker.alpha)
 
     def _undo_replica_scaling(self, divergence: Tensor) -> Tensor:
         # `tf.distribute` sums losses over the replicas, so Keras divides means by the number of replicas. It does not
@@ -509,7 +503,9 @@ class _CheckDivergence(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if self.is_first and self.model.alpha != 0:
             self.is_first = False
-            if logs.get("divergence", math.inf) < _ROUNDING:  # a subclass may log other names
+            # A subclass may log other names, and an evaluation in the last batch leaves no rows to average over.
+            rows = self.model.divergence_tracker.sums[1]
+            if rows > 0 and logs.get("divergence", math.inf) < _ROUNDING:
                 self.model._warn_of_no_effect("The divergence between the passes was 0")
 
 
@@ -548,7 +544,7 @@ class _DivergenceTracker(keras.metrics.Metric):
 
 def _check_base(base: Any) -> None:
     check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
-    for name in _TRAINING_METHODS:
+    for name in (*_TRAINING_METHODS, *_EVALUATION_METHODS):
         if _has_own(base, name):
             raise ValueError(
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "

@@ -16,9 +16,9 @@ class TorchDataParallel(keras.callbacks.Callback):
 
     Every process trains a copy of the model on its own rows, in batches of the global batch size divided by the number
     of processes. All copies start from the weights of process 0. Gradients are averaged during the backward pass, so
-    the copies stay equal. If every process has the same number of rows, an update equals that of the global batch. The
-    logs of each epoch are averaged too, for all callbacks after this one. Each process draws different random numbers,
-    even if all processes use the same seed.
+    the copies stay equal. If every process has the same number of rows, an update equals that of the global batch, for
+    a loss that is averaged over the rows. The logs of each epoch are averaged too, for all callbacks after this one.
+    Each process draws different random numbers, even if all processes use the same seed.
 
     This callback works for any Keras model, with and without R-Drop. On JAX and TensorFlow, use `keras.distribution`
     and `tf.distribute` instead, and from Keras 3.16 on `keras.distribution` on PyTorch too.
@@ -65,7 +65,7 @@ class TorchDataParallel(keras.callbacks.Callback):
 
         self._torch, self._distributed = torch, torch.distributed
         if torch.cuda.is_available():  # Keras creates tensors on the current device
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         if not self._distributed.is_initialized():
             self._distributed.init_process_group()
         self.rank: int = self._distributed.get_rank()

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from support import reference
+from support.gradients import value_and_gradient
 
 from keras_rdrop import divergences
 
@@ -93,6 +94,20 @@ def test_extreme_predictions_have_a_finite_non_negative_divergence(kind, dtype, 
     values = TO_NUMPY(function(*predictions, **kwargs))
     assert np.all(np.isfinite(values))
     assert np.all(values >= 0)
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_classes_with_logits_of_minus_infinity_add_nothing(passes, rng):
+    logits = rng.normal(size=(passes, 4, 5)).astype("float32")
+    masked = np.concatenate([logits, np.full((passes, 4, 2), -np.inf, "float32")], axis=-1)
+
+    def divergence(z):
+        return keras.ops.sum(divergences.symmetric_kl(*keras.ops.unstack(z), from_logits=True))
+
+    (value, gradient), (expected, expected_gradient) = (value_and_gradient(divergence, z) for z in (masked, logits))
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(TO_NUMPY(gradient)[..., :5], TO_NUMPY(expected_gradient), atol=1e-6)
+    assert np.all(TO_NUMPY(gradient)[..., 5:] == 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -55,6 +55,27 @@ def test_divergence_is_added_to_the_loss_of_the_first_run(masked, rng):
     np.testing.assert_allclose(logs["loss"], plain + 3.0 / 2 * divergence, rtol=1e-5)
 
 
+def test_the_wrapped_layer_casts_its_inputs_itself():
+    """The numbers are not numbers of float16."""
+    dense = layers.Dense(1, kernel_initializer="ones", dtype="float32")
+    assert float(RDrop(dense, dtype="mixed_float16")(np.array([[2049.25]], "float32"))[0, 0]) == 2049.25
+    embedding = layers.Embedding(5000, 3, dtype="mixed_float16")
+    ids = np.array([[4097.0, 2049.0]], "float32")
+    expected = ops.convert_to_numpy(embedding(ids))
+    np.testing.assert_array_equal(ops.convert_to_numpy(RDrop(embedding, dtype="mixed_float16")(ids)), expected)
+
+
+@pytest.mark.parametrize(
+    "build_layer", [lambda: layers.MultiHeadAttention(2, 3, dropout=0.2), lambda: layers.LSTM(4, dropout=0.2)]
+)
+def test_layers_that_build_themselves_do_not_warn(build_layer, recwarn):
+    inputs = [keras.Input((5, 6))] * (2 if isinstance(build_layer(), layers.MultiHeadAttention) else 1)
+    layer = RDrop(build_layer())
+    model = keras.Model(inputs[0], layer(*inputs))
+    assert model.count_params() == layer.layer.count_params() > 0
+    assert not [warning for warning in recwarn if "build" in str(warning.message)]
+
+
 @pytest.mark.parametrize(("inner", "shape"), [(AlternatingFactor, (4, 3, 5)), (layers.GlobalAveragePooling1D, (4, 5))])
 def test_the_mask_of_the_wrapped_layer_is_passed_on(inner, shape, rng, recwarn):
     """Keras raises an error if the shapes of loss and mask differ, and warns if a layer drops the mask."""
@@ -283,6 +304,13 @@ class TestStochasticDepth:
     def test_a_branch_that_changes_the_shape(self):
         with pytest.raises(ValueError, match="Expected `layer` to keep the shape of its inputs"):
             StochasticDepth(layers.Dense(1), 0.5)(np.ones((4, 3)), training=True)
+
+
+def test_stochastic_depth_scales_the_branch_in_float64():
+    layer = StochasticDepth(keras.layers.Identity(dtype="float64"), 0.3, dtype="float64")
+    outputs = ops.convert_to_numpy(layer(np.ones((10, 1)), training=True))
+    if outputs.dtype == "float64":  # JAX has no float64 by default
+        assert outputs.max() == pytest.approx(1 + 10 / 7, rel=1e-12)
 
 
 def test_stochastic_depth_scales_the_branch_of_many_rows_in_half_precision():

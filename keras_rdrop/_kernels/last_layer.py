@@ -8,6 +8,7 @@ in advance. Rows of weight 0, such as padding, are left out.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -74,13 +75,7 @@ class LastLayer:
         return [ops.cast(weight, layer.compute_dtype) for weight in weights]
 
     def weighted_terms(
-        self,
-        features: Tensor,
-        targets: Tensor,
-        label_smoothing: float,
-        loss_weights: Tensor,
-        divergence_weights: Tensor,
-        scale: float | Tensor,
+        self, features: Tensor, targets: Tensor, label_smoothing: float, weights: Sequence[Tensor], scale: Tensor
     ) -> Tensor:
         """Returns the weighted sums of cross-entropy and of symmetric KL.
 
@@ -88,8 +83,8 @@ class LastLayer:
             features: Float tensor of shape `(rows, passes, ..., features)`.
             targets: Integers of shape `(rows, passes, ...)`.
             label_smoothing: Fraction of each target that is spread over all classes.
-            loss_weights: Weight of each cross-entropy, a float tensor of the shape of the targets.
-            divergence_weights: Weight of each divergence, of the same shape.
+            weights: The weight of each cross-entropy and of each divergence: two float tensors of the shape of the
+                targets.
             scale: Factor of the divergence in the total loss. The gradient assumes that the upstream gradients of the
                 two sums have the ratio 1 : `scale`.
 
@@ -100,7 +95,7 @@ class LastLayer:
         features = ops.cast(features, dtype)
         totals_dtype = at_least_float32(dtype)
         scale, weight_scale = ops.cast(scale, totals_dtype), 1.0
-        weights = [ops.cast(weight, totals_dtype) for weight in (loss_weights, divergence_weights)]
+        weights = [ops.cast(weight, totals_dtype) for weight in weights]
         if dtype != totals_dtype:
             # Weights of at most 1 keep small gradients from underflowing. The results are scaled back.
             weight_scale = ops.maximum(*(ops.max(ops.abs(weight), initial=0.0) for weight in weights))

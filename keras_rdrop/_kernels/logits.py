@@ -19,12 +19,14 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 
-from keras_rdrop._keras import Tensor, at_least_float32
+from keras_rdrop._keras import LOWEST_LOGIT, Tensor, at_least_float32
+
+Tensors: TypeAlias = tuple[Tensor, ...]
 
 _BACKEND = keras.backend.backend()
 # `torch.compile` needs Triton on a GPU.
@@ -35,7 +37,7 @@ _CHUNK_CPU, _CHUNK_GPU = 3 * 2**20, 2**27
 
 
 def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Computes both terms of the objective, with a memory-efficient gradient with respect to the logits.
+    """Computes both terms of the objective, with a memory-efficient gradient.
 
     Args:
         targets: Integers of shape `(rows, passes, ...)`, or distributions of shape `(rows, passes, ..., classes)`.
@@ -56,16 +58,21 @@ def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smooth
     targets = as_indices(targets) if is_sparse else ops.cast(targets, at_least_float32(logits.dtype))
 
     @ops.custom_gradient
-    def terms(logits: Tensor) -> tuple[Tensor, Any]:
-        cross_entropy, divergence, saved = forward(logits, targets, label_smoothing)
+    def terms(logits: Tensor, *soft_targets: Tensor) -> tuple[Tensor, Any]:
+        labels = soft_targets[0] if soft_targets else targets
+        cross_entropy, divergence, saved = forward(logits, labels, label_smoothing)
 
-        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
+        def gradient(*args: Tensor, upstream: Tensor = None) -> Any:
             upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
-            return backward(logits, targets, label_smoothing, saved, (upstream[0], upstream[1]))
+            result = backward(logits, labels, label_smoothing, saved, (upstream[0], upstream[1]))
+            if not soft_targets:
+                return result
+            return result, _soft_target_gradient(logits, labels, label_smoothing, saved, upstream[0])
 
         return ops.stack([cross_entropy, divergence]), gradient
 
-    return ops.reshape(terms(logits), (2, *shape[:-1]))
+    soft_targets = () if is_sparse else (targets,)  # a model that is trained as well may predict them
+    return ops.reshape(terms(logits, *soft_targets), (2, *shape[:-1]))
 
 
 def as_indices(targets: Tensor) -> Tensor:
@@ -73,7 +80,7 @@ def as_indices(targets: Tensor) -> Tensor:
     return ops.cast(targets, "int64" if _BACKEND == "torch" else "int32")
 
 
-def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, Tensors]:
     """Computes both terms and the values that `backward` needs.
 
     Args:
@@ -91,12 +98,7 @@ def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Te
 
 
 def backward(
-    logits: Tensor,
-    targets: Tensor,
-    label_smoothing: float,
-    saved: tuple[Tensor, ...],
-    upstream: tuple[Tensor, Tensor],
-    overwrite: bool = False,
+    logits: Tensor, targets: Tensor, label_smoothing: float, saved: Tensors, upstream: Tensors, overwrite: bool = False
 ) -> Tensor:
     """Returns the gradient with respect to the logits, in their dtype.
 
@@ -111,14 +113,14 @@ def backward(
     divergence_gradient = ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(upstream[1]))
     arrays = (logits, targets, *saved, upstream[0], divergence_gradient)
     result = ops.shape(logits), logits.dtype
-    return _evaluate(_backward, label_smoothing, arrays, [result], (logits,) if overwrite else None)[0]
+    return _evaluate(_backward, label_smoothing, arrays, [result], (logits,) if overwrite else ())[0]
 
 
-def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> Tensors:
     """Returns cross-entropy, k, the log-normalizer and its rounding error, each `(rows, passes, positions, 1)`."""
     logits = ops.cast(logits, at_least_float32(logits.dtype))
     largest = ops.amax(logits, axis=-1, keepdims=True)
-    shifted = logits - largest
+    shifted = _finite(logits - largest)
     total, weighted = _sum_exp_and_weighted(shifted, _centered(shifted))
     log_total = ops.log(total)
     k = weighted / total - _centered(log_total)
@@ -139,7 +141,7 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
     divergence_gradient = divergence_gradient / (passes - 1)
     # The normalizer is rounded at the magnitude of the logits. The rounding error is the same for all classes of a row.
     # It is corrected per row, because subtracting it from `log_p` would make XLA for CPUs store one more array.
-    log_p = ops.cast(logits, at_least_float32(logits.dtype)) - normalizer
+    log_p = _finite(ops.cast(logits, at_least_float32(logits.dtype)) - normalizer)
     correction = ops.exp(-rounding)
     p = ops.exp(log_p)
     p *= correction
@@ -166,6 +168,21 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
     else:  # compilers fuse the comparison and never store one-hot targets
         result -= ops.where(ops.arange(classes, dtype=targets.dtype) == targets, target_gradient, 0.0)
     return (ops.cast(result, logits.dtype),)
+
+
+def _soft_target_gradient(
+    logits: Tensor, targets: Tensor, label_smoothing: float, saved: tuple[Tensor, ...], upstream: Tensor
+) -> Tensor | None:
+    if _BACKEND == "torch" and not targets.requires_grad:  # graphs leave out what they do not use
+        return None
+    normalizer, rounding, _ = saved
+    log_p = _finite(ops.cast(logits, normalizer.dtype) - normalizer) - rounding
+    return ops.cast((label_smoothing - 1.0) * upstream * log_p, targets.dtype)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Replaces -inf in log-probabilities, in place on PyTorch."""
+    return x.clamp_(min=LOWEST_LOGIT) if _BACKEND == "torch" else ops.maximum(x, LOWEST_LOGIT)
 
 
 def _is_sparse(targets: Tensor) -> bool:
@@ -210,27 +227,22 @@ def _other_passes(x: Tensor) -> list[Tensor]:
 
 
 def _evaluate(
-    function: Callable[..., Any],
-    label_smoothing: float,
-    arrays: tuple[Tensor, ...],
-    results: list[tuple[Any, str]],
-    out: tuple[Tensor, ...] | None = None,
-) -> tuple[Tensor, ...]:
+    function: Callable[..., Any], label_smoothing: float, arrays: Tensors, results: list[Any], out: Tensors = ()
+) -> Tensors:
     """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once if compiled, otherwise in chunks.
 
     Args:
         function: A function that computes each row and position independently.
         label_smoothing: The first argument of `function`.
         arrays: Its other arguments, the logits first.
-        results: Shape and dtype of each of its results.
+        results: Pairs of the shape and dtype of each of its results.
         out: Optional tensors to write the results of the chunks into.
     """
     if _BACKEND == "jax":
         return function(label_smoothing, *arrays)
     if _is_compiled(arrays[0]):
         return _compiled(function, label_smoothing)(*arrays)
-    if out is None:
-        out = tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
+    out = out or tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
     for chunk in _chunk_slices(arrays[0]):
         for whole, part in zip(out, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
             whole[chunk] = part

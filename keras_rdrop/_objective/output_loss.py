@@ -7,8 +7,8 @@ the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets th
 from keras import ops
 from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
-from keras_rdrop._keras import Tensor, get_mask, squeezes_predictions
-from keras_rdrop._objective.terms import OutputBatch, choose_terms
+from keras_rdrop._keras import Tensor, get_mask, is_by_row, rank_of_values, squeezes_predictions
+from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import SymmetricKL
 
@@ -30,7 +30,7 @@ class OutputLoss(Loss):
     ) -> None:
         super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
         self.loss, self.divergence, self.loss_weight = loss, divergence, loss_weight
-        self.terms = choose_terms(loss, divergence)
+        self.terms = (JointTerms if JointTerms.supports(loss, divergence) else SeparateTerms)(loss, divergence)
         self.current, self.unlabelled = current, unlabelled
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
@@ -41,19 +41,43 @@ class OutputLoss(Loss):
             return self.loss(y_true, y_pred, sample_weight)
         labels, loss_sample_weight = y_true, sample_weight
         if self.unlabelled is not None:
-            axis, ignore_class = self._target_axis(y_true, y_pred), self.terms.ignore_class
-            labels, loss_sample_weight = _exclude_unlabelled(y_true, sample_weight, self.unlabelled, axis, ignore_class)
+            labels, is_labelled = self._exclude_unlabelled(y_true, y_pred)
+            if sample_weight is None:
+                loss_sample_weight = is_labelled
+            else:
+                if len(sample_weight.shape) > len(is_labelled.shape):
+                    sample_weight = ops.squeeze(sample_weight, axis=-1)
+                # Weights of equal shape, because some reductions divide by their sum.
+                sample_weight = sample_weight * ops.ones_like(is_labelled, dtype=sample_weight.dtype)
+                loss_sample_weight = sample_weight * ops.cast(is_labelled, sample_weight.dtype)
         batch = OutputBatch(y_true, labels, y_pred, loss_sample_weight, divergence_sample_weight=sample_weight)
         loss, divergence = self.terms(step, batch)
         step.divergences.append(ops.multiply(self.loss_weight * step.layout.divergence_scale(), divergence))
         return loss
 
+    def _exclude_unlabelled(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns targets that are valid and not ignored, and a weight for each of them: 0 if it is unlabelled."""
+        axis = self._target_axis(y_true, y_pred)
+        is_labelled = ops.not_equal(y_true, self.unlabelled)
+        if axis is not None:  # a vector of targets is unlabelled if all of it is marked
+            is_labelled = ops.any(is_labelled, axis=axis, keepdims=True)
+        # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
+        valid = ops.ones_like(y_true) if self.terms.ignore_class == 0 else ops.zeros_like(y_true)
+        labels = ops.where(is_labelled, y_true, valid)
+        weights = ops.cast(is_labelled if axis is None else ops.squeeze(is_labelled, axis=axis), "float32")
+        if not is_by_row(self.loss) and rank_of_values(self.loss, y_true, y_pred) != len(weights.shape):
+            raise ValueError(
+                "Expected a loss with one value per target, as required by `unlabelled`. "
+                f"Received: loss={self.loss!r} for targets of shape {tuple(y_true.shape)}"
+            )
+        return labels, weights
+
     def _target_axis(self, y_true: Tensor, y_pred: Tensor) -> int | None:
         """Returns the axis over which a target is a vector, or `None` if each number is a target."""
         if squeezes_predictions(self.loss, y_true, y_pred):
             raise ValueError(
-                "Expected targets with a last axis of 1, like the predictions. Without it, Keras averages the losses "
-                "of a row before their weights apply, so `unlabelled` cannot exclude single targets. "
+                "Expected targets with a last axis of 1, like the predictions. Without it, the loss averages over a "
+                "row before its weights apply, so `unlabelled` cannot exclude single targets. "
                 f"Received: targets of shape {tuple(y_true.shape)} and predictions of shape {tuple(y_pred.shape)}"
             )
         if len(y_true.shape) <= max(1, len(y_pred.shape) - 1):
@@ -95,21 +119,3 @@ class CTCOutputLoss(OutputLoss):
 
     def _target_axis(self, y_true: Tensor, y_pred: Tensor) -> int | None:
         return -1  # a target is a sequence of labels
-
-
-def _exclude_unlabelled(
-    y_true: Tensor, sample_weight: Tensor | None, unlabelled: float, axis: int | None, ignore_class: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """Sets the weights of unlabelled elements to 0, and their targets to one that is valid and not ignored."""
-    is_labelled = ops.not_equal(y_true, unlabelled)
-    if axis is not None:  # a vector of targets is unlabelled if all of it is marked
-        is_labelled = ops.any(is_labelled, axis=axis, keepdims=True)
-    # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
-    valid = ops.ones_like(y_true) if ignore_class == 0 else ops.zeros_like(y_true)
-    labels = ops.where(is_labelled, y_true, valid)
-    weights = ops.cast(is_labelled if axis is None else ops.squeeze(is_labelled, axis=axis), "float32")
-    if sample_weight is None:
-        return labels, weights
-    if len(sample_weight.shape) > len(weights.shape):
-        sample_weight = ops.squeeze(sample_weight, axis=-1)
-    return labels, sample_weight * ops.cast(weights, sample_weight.dtype)

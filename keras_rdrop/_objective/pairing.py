@@ -50,7 +50,7 @@ def output_losses(
             if the structures do not match.
     """
     divergence = _per_loss("divergence", divergence, loss)
-    loss_weights = _per_loss("loss_weights", 1.0 if loss_weights is None else loss_weights, loss)
+    loss_weights = _per_loss("loss_weights", loss_weights, loss)
 
     def output_loss(identifier: Any, divergence: Any, loss_weight: float | None) -> OutputLoss | None:
         if identifier is None:

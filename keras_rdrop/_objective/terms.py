@@ -1,15 +1,15 @@
 """The two terms of the objective for one output: its compiled loss and the divergence between its passes.
 
-`SeparateTerms` and `JointTerms` are interchangeable. `SeparateTerms` supports any pair of loss and divergence: it calls
-the loss and compares the passes. `JointTerms` computes a cross-entropy from logits and the symmetric KL in one kernel,
-which takes less time and memory where there are many logits.
+`SeparateTerms` supports any pair of loss and divergence: it calls the loss and compares the passes. `JointTerms`
+replaces it for a cross-entropy from logits and the symmetric KL, and computes them in one kernel, which takes less time
+and memory where there are many logits.
 """
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from keras import ops
 from keras.losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
@@ -97,9 +97,12 @@ class SeparateTerms:
         values = step.layout.spread(_compare(self.divergence, step.layout.split(y_pred)))
         if squeezes_predictions(self.loss, batch.labels, y_pred):
             values = ops.mean(values, axis=-1)
+        weight = batch.divergence_sample_weight
+        if weight is not None and 0 < len(weight.shape) < len(values.shape) - 1:  # of a loss with one value per row
+            values = ops.mean(values, axis=tuple(range(len(weight.shape), len(values.shape))))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
-        divergence = self.reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
+        divergence = self.reduction(values, batch.y_pred, copy_weights(weight))
         return loss, step.layout.mean_over_passes(divergence, self.reduction)
 
     def _loss(self, layout: PassLayout, batch: OutputBatch) -> Tensor:
@@ -113,8 +116,8 @@ class SeparateTerms:
         return sum(self.loss(*arguments) for arguments in passes) / layout.count
 
 
-class JointTerms:
-    """Computes a cross-entropy from logits and the symmetric KL in one kernel. It is called like `SeparateTerms`.
+class JointTerms(SeparateTerms):
+    """Computes a cross-entropy from logits and the symmetric KL in one kernel.
 
     For few logits per row, or targets of unusual shapes, it computes them separately.
 
@@ -124,8 +127,7 @@ class JointTerms:
     """
 
     def __init__(self, loss: Loss, divergence: Loss) -> None:
-        self.separate = SeparateTerms(loss, divergence)
-        self.ignore_class = self.separate.ignore_class
+        super().__init__(loss, divergence)
         self.is_sparse = isinstance(loss, SparseCategoricalCrossentropy)
         self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
         self.loss_reduction, self.divergence_reduction = Reduction(loss), Reduction(divergence)
@@ -154,7 +156,7 @@ class JointTerms:
             return self._from_features(step, step.last_layer, batch)
         # Keras broadcasts and squeezes shapes that the kernel does not support.
         if not self.pays(tuple(batch.y_pred.shape)) or not self.supports_shapes(batch.y_true, batch.y_pred):
-            return self.separate(step, batch)
+            return super().__call__(step, batch)
         return self._from_logits(step.layout, batch)
 
     def _from_logits(self, layout: PassLayout, batch: OutputBatch) -> tuple[Tensor, Tensor]:
@@ -182,16 +184,13 @@ class JointTerms:
             return layout.merge(layout.mean_over_passes(weights, reduction))
 
         loss_weights = ops.multiply(weights(self.loss_reduction, batch.loss_sample_weight), label_weight)
-        divergence_weights = weights(self.divergence_reduction, batch.divergence_sample_weight)
-        divergence_weights = layout.only_repeated(divergence_weights)
+        divergence_weights = layout.only_repeated(weights(self.divergence_reduction, batch.divergence_sample_weight))
         # The factor of the divergence in the total, relative to the loss: the gradient of the kernel depends on it. It
         # is that of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which both terms have.
         scale = ops.multiply(step.alpha / 2, layout.divergence_scale())
         features, labels = layout.group(batch.y_pred), layout.group(labels)
-        loss_weights, divergence_weights = layout.group(loss_weights), layout.group(divergence_weights)
-        terms = last_layer.weighted_terms(
-            features, labels, self.label_smoothing, loss_weights, divergence_weights, scale
-        )
+        grouped_weights = layout.group(loss_weights), layout.group(divergence_weights)
+        terms = last_layer.weighted_terms(features, labels, self.label_smoothing, grouped_weights, scale)
         return terms[0], terms[1]
 
     def _labels(self, batch: OutputBatch, shape: Any, classes: Any) -> tuple[Tensor, float | Tensor]:
@@ -205,17 +204,9 @@ class JointTerms:
         return ops.where(ops.equal(weight, 1.0), labels, 0), weight
 
 
-Terms: TypeAlias = SeparateTerms | JointTerms
-
-
-def describe_terms(terms: Terms, shape: Sequence[Any]) -> str:
+def describe_terms(terms: SeparateTerms, shape: Sequence[Any]) -> str:
     """Returns how the terms of an output are computed, for predictions of shape `(rows, ...)`."""
     return "in one kernel" if isinstance(terms, JointTerms) and terms.pays(shape) else "separately"
-
-
-def choose_terms(loss: Loss, divergence: Loss | None) -> Terms:
-    """Chooses how the terms of an output are computed."""
-    return (JointTerms if JointTerms.supports(loss, divergence) else SeparateTerms)(loss, divergence)
 
 
 def _compare(divergence: Loss, y_preds: Sequence[Tensor]) -> Tensor:

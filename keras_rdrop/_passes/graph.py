@@ -40,10 +40,14 @@ class TrainingGraph:
     shared: Sequence[keras.Layer] = ()
     last_layer: LastLayer | None = None
 
+    @property
+    def is_base(self) -> bool:
+        """Whether the base itself runs on the widened batch."""
+        return self.reason is not None and self.last_layer is None
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Returns the outputs of all passes, in the order of the widened batch."""
-        is_base = self.reason is not None and self.last_layer is None
-        widened = tree.map_structure(self.layout.widen, inputs) if is_base else inputs
+        widened = tree.map_structure(self.layout.widen, inputs) if self.is_base else inputs
         return self.model(widened, **kwargs)
 
 
@@ -161,15 +165,15 @@ class _GraphRebuilder:
         self._models = itertools.count()
         self.frontier: dict[str, None] = {}  # ordered sets
         self.shared: dict[keras.Layer, None] = {}
-        # The widened tensor by the id of the original, and by its own id.
-        self._widened: dict[int, Tensor] = {}
-        # The tensors that layers read once per row, by their ids.
-        self._read_once: dict[int, Tensor] = {}
-        # The tensors that may have a Keras mask at run time, by their ids. In the graph itself, Keras leaves out some
-        # masks, such as those of nested models.
-        self._may_be_masked: dict[int, Tensor] = {}
-        # The first attention layer that removes the mask of each tensor, by the id of the tensor.
-        self._attention: dict[int, keras.Layer] = {}
+        # The widened tensor of each tensor. A tensor that is widened itself is its own.
+        self._widened: dict[keras.KerasTensor, keras.KerasTensor] = {}
+        # The tensors that layers read once per row.
+        self._read_once: set[keras.KerasTensor] = set()
+        # The tensors that may have a Keras mask at run time. In the graph itself, Keras leaves out some masks, such as
+        # those of nested models.
+        self._may_be_masked: set[keras.KerasTensor] = set()
+        # The first attention layer that removes the mask of each tensor.
+        self._attention: dict[keras.KerasTensor, keras.Layer] = {}
         # A layer that could be the last one, and its input, by the id of its output.
         self._last_layers: dict[int, tuple[LastLayer, Tensor]] = {}
         # The reason why `LastLayer` does not support any other layer, by the id of its output.
@@ -186,7 +190,10 @@ class _GraphRebuilder:
         self._check_masks()
         outputs = tree.map_structure(self._with_all_passes, clone.output)
         # An automatic name may already belong to a nested model that was loaded from a file.
-        return keras.Model(clone.input, outputs, name=f"all_passes_{next(self._models)}")
+        model = keras.Model(clone.input, outputs, name=f"all_passes_{next(self._models)}")
+        if isinstance(base, keras.Sequential):  # it accepts any shape that its layers accept
+            model.input_spec = None
+        return model
 
     def split_last_layer(self, model: keras.Model) -> tuple[keras.Model, LastLayer]:
         """Returns a model from `rebuild` without its last layer, and that layer.
@@ -199,30 +206,30 @@ class _GraphRebuilder:
         last_layer, features = self._last_layers[id(model.output)]
         if not last_layer.passes_mask:
             features = ops.copy(features)  # an operation of `keras.ops` does not pass the mask on
-        return keras.Model(model.input, features), last_layer
+        return _with_outputs(model, features), last_layer
 
     def flatten_last_layer(self, model: keras.Model) -> keras.Model:
         """On JAX, wraps the last layer of a model from `rebuild` in `FlatLastLayer`, if it computes logits."""
         if keras.backend.backend() != "jax" or id(model.output) not in self._last_layers:
             return model
         last_layer, features = self._last_layers[id(model.output)]
-        return keras.Model(model.input, FlatLastLayer(last_layer)(features))
+        return _with_outputs(model, FlatLastLayer(last_layer)(features))
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
         arguments = tree.flatten((args, kwargs))
         tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
         has_mask = kwargs.get("mask") is not None
-        masked = [tensor for tensor in tensors if has_mask or id(tensor) in self._may_be_masked]
+        masked = [tensor for tensor in tensors if has_mask or tensor in self._may_be_masked]
         removes_masks = bool(masked) and _removes_masks(layer)
         has_all_passes = any(map(self._is_widened, tensors))
         runs_once = self.share_prefix and not has_all_passes and not randomness.may_be_random(layer, arguments)
         if removes_masks:
-            self._attention = {id(tensor): layer for tensor in masked} | self._attention
+            self._attention = dict.fromkeys(masked, layer) | self._attention
         if runs_once:
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-                self._read_once.update(_by_id(tensors))
+                self._read_once.update(tensors)
         elif not has_all_passes and _is_functional(layer) and not removes_masks:
             for tensor in tensors:
                 self._check_rows(tensor)
@@ -232,10 +239,11 @@ class _GraphRebuilder:
                 self.frontier[layer.name] = None
             args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
+        output_tensors = [output for output in tree.flatten(outputs) if output is not None]
         if masked or _may_set_masks(layer):
-            self._may_be_masked.update(_by_id(outputs))
+            self._may_be_masked.update(output_tensors)
         if not runs_once:
-            self._widened.update(_by_id(outputs))
+            self._widened.update((tensor, tensor) for tensor in output_tensors)
             obstacle = LastLayer.obstacle(layer, **kwargs)
             if obstacle is None:
                 self._last_layers[id(outputs)] = LastLayer(layer), args[0]
@@ -249,36 +257,37 @@ class _GraphRebuilder:
         An attention layer removes the mask of its inputs, so the layers that are called after it get none. The order of
         the calls may change between layers that run once per row and layers that run once per pass.
         """
-        for key in self._attention.keys() & self._read_once.keys() & self._widened.keys():
-            name = self._attention[key].name
+        for tensor in self._attention.keys() & self._read_once & self._widened.keys():
+            name = self._attention[tensor].name
             raise _NoTrainingGraph(f"its layer '{name}' removes the mask of a tensor that a random layer reads too")
 
     def _check_rows(self, tensor: keras.KerasTensor) -> None:
         if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
             raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")
 
-    def _is_widened(self, tensor: Any) -> bool:
-        return tensor is not None and self._widened.get(id(tensor)) is tensor
+    def _is_widened(self, tensor: keras.KerasTensor) -> bool:
+        return self._widened.get(tensor) is tensor
 
     def _with_all_passes(self, tensor: Any) -> Any:
         if not isinstance(tensor, keras.KerasTensor) or self._is_widened(tensor):
             return tensor
         self._check_rows(tensor)
-        if id(tensor) not in self._widened:
+        if tensor not in self._widened:
             # One layer for all tensors would change the order in which Keras calls the layers before it.
             widened = MapWithMask(self.layout.widen)(tensor)
-            self._widened[id(tensor)] = self._widened[id(widened)] = widened
-        return self._widened[id(tensor)]
+            self._widened[tensor] = self._widened[widened] = widened
+        return self._widened[tensor]
 
 
-def _by_id(tensors: Any) -> dict[int, Tensor]:
-    return {id(tensor): tensor for tensor in tree.flatten(tensors) if tensor is not None}
+def _with_outputs(model: keras.Model, outputs: Any) -> keras.Model:
+    result = keras.Model(model.input, outputs)
+    result.input_spec = model.input_spec
+    return result
 
 
 def _removes_masks(operation: Any) -> bool:
     """Whether an operation removes the masks of its inputs while it runs, as attention layers of Keras do."""
-    layers = randomness.all_layers(operation) if isinstance(operation, keras.Layer) else []
-    return any(isinstance(layer, keras.layers.MultiHeadAttention) for layer in layers)
+    return any(isinstance(layer, keras.layers.MultiHeadAttention) for layer in randomness.all_layers(operation))
 
 
 def _may_set_masks(operation: Any) -> bool:
@@ -290,7 +299,7 @@ def _may_set_masks(operation: Any) -> bool:
         is_source = isinstance(layer, (keras.layers.Masking, keras.layers.Lambda)) or getattr(layer, "mask_zero", False)
         return is_user_defined or is_source
 
-    return isinstance(operation, keras.Layer) and any(map(may_set_mask, randomness.all_layers(operation)))
+    return any(map(may_set_mask, randomness.all_layers(operation)))
 
 
 def _as_dense(tensor: Any) -> Any:

@@ -1,6 +1,6 @@
 """Finds the layers of a model that draw random numbers. Only these layers make the passes differ."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -56,15 +56,15 @@ def shares_noise(layer: keras.Layer) -> bool:
     return noise_shape is not None and bool(noise_shape[0] == 1)
 
 
-def all_layers(model: keras.Layer) -> list[keras.Layer]:
-    """Returns `model` and the layers nested in it, at any depth."""
+def all_layers(model: Any) -> list[keras.Layer]:
+    """Returns `model` and the layers nested in it, at any depth. An operation that is no layer has none."""
     found: dict[int, keras.Layer] = {}
-    queue = [model]
+    queue = _instances(keras.Layer, model)
     while queue:
         layer = queue.pop()
         if id(layer) not in found:
             found[id(layer)] = layer
-            queue += _attributes_of_type(layer, keras.Layer)
+            queue += _instances(keras.Layer, vars(layer))
     return list(found.values())
 
 
@@ -100,7 +100,7 @@ def _is_stochastic(layer: keras.Layer) -> bool:
     names = {*_RATES, *(name for name in vars(layer) if "drop" in name and not name.endswith("_count"))}
     rates = [rate for name in names if is_number(rate := getattr(layer, name, None))]
     rates += [1 - value for name, value in vars(layer).items() if "survival" in name and is_number(value)]
-    return any(rates) if rates else bool(_attributes_of_type(layer, keras.random.SeedGenerator))
+    return any(rates) if rates else bool(_instances(keras.random.SeedGenerator, vars(layer)))
 
 
 def _is_foreign(layer: keras.Layer) -> bool:
@@ -117,17 +117,10 @@ def _package_and_class(operation: keras.Operation) -> tuple[str, str]:
     return type(operation).__module__.split(".")[0], type(operation).__name__
 
 
-def _attributes_of_type(layer: keras.Layer, kind: type) -> list[Any]:
-    """Returns the attributes of a layer that are instances of `kind`, including those in lists, tuples and dicts."""
-    return [value for value in _leaves(vars(layer)) if isinstance(value, kind)]
-
-
-def _leaves(value: Any) -> Iterator[Any]:
+def _instances(kind: type, value: Any) -> list[Any]:
+    """Returns the instances of `kind` among the leaves of a value: nested lists, tuples and dicts, or a single leaf."""
     # `keras.tree` cannot flatten named tuples that TensorFlow wrapped when they were assigned to an attribute.
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
+    if isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return [instance for item in items for instance in _instances(kind, item)]
+    return [value] if isinstance(value, kind) else []

@@ -42,18 +42,11 @@ class CurrentStep(threading.local):
     is_evaluation: bool = False
 
     @contextlib.contextmanager
-    def set(self, step: Step) -> Iterator[None]:
-        self.step = step
+    def set(self, step: Step | None = None, is_evaluation: bool = False) -> Iterator[None]:
+        """Sets both until the context ends. `evaluate` runs `test_step`, so contexts may be nested."""
+        previous = self.step, self.is_evaluation
+        self.step, self.is_evaluation = step, is_evaluation
         try:
             yield
         finally:
-            self.step = None
-
-    @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Marks an evaluation. `evaluate` runs `test_step`, and both are marked."""
-        previous, self.is_evaluation = self.is_evaluation, True
-        try:
-            yield
-        finally:
-            self.is_evaluation = previous
+            self.step, self.is_evaluation = previous

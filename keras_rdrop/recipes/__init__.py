@@ -12,6 +12,9 @@ import dataclasses
 import importlib.resources
 import tomllib
 from collections.abc import Mapping
+from typing import Any
+
+from keras_rdrop._arguments import check
 
 _DATA = tomllib.loads(importlib.resources.files(__name__).joinpath("recipes.toml").read_text("utf-8"))
 
@@ -115,15 +118,11 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     16.0
     """
     units = _DATA["alpha_units"]
-    if source not in units:
-        raise ValueError(f"Expected `source` to be one of {list(units)}. Received: source={source!r}")
-    sizes = {"batch_size": batch_size, "classes": classes}
+    check("source", source, source in units, f"one of {list(units)}")
+    sizes: dict[str, Any] = {"batch_size": batch_size, "classes": classes}
     alpha = float(alpha) * units[source]["factor"]
     for name, exponent in units[source].get("exponents", {}).items():
         size = sizes[name]
-        if size is None or size < 1:
-            raise ValueError(
-                f"Expected `{name}` to be a positive integer for source={source!r}. Received: {name}={size!r}"
-            )
+        check(name, size, size is not None and size >= 1, f"a positive integer for source={source!r}")
         alpha *= float(size) ** exponent
     return alpha

@@ -11,19 +11,16 @@ _COLUMNS = ("recipe", "alpha", "dropout", "learning rate", "steps", "metric", "p
 def _text(value: object) -> str:
     if value is None:
         return "-"
-    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:,g}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else f"{value:,g}"
 
 
 def main() -> None:
-    rows = [
-        (
-            name,
-            *map(_text, (recipe.alpha, recipe.dropout, recipe.learning_rate, recipe.steps)),
-            ", ".join(recipe.metric),
-            *map(_text, (recipe.baseline, recipe.rdrop)),
-        )
-        for name, recipe in RECIPES.items()
-    ]
+    rows = []
+    for name, r in RECIPES.items():
+        values = (name, r.alpha, r.dropout, r.learning_rate, r.steps, r.metric, r.baseline, r.rdrop)
+        rows.append([_text(value) for value in values])
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in zip(_COLUMNS, *rows, strict=True):
         table.add_column(column[0], width=max(map(len, " ".join(column).split())))  # of the longest word

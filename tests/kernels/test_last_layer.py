@@ -49,7 +49,7 @@ def check_terms(rng, layer, shape, scale, label_smoothing=0.0):
         features, *layer_weights = unpacked(vector)
         output = LastLayer(layer)
         output.weights = lambda: layer_weights
-        terms = output.weighted_terms(features, targets, label_smoothing, *weights, scale)
+        terms = output.weighted_terms(features, targets, label_smoothing, weights, scale)
         return terms[0] + scale * terms[1]
 
     def expected(vector):
@@ -97,7 +97,7 @@ def test_a_batch_without_rows_has_terms_of_0(policy):
     layer.build((None, 4))
     weights = ops.zeros((0, 2, 3))
     terms = LastLayer(layer).weighted_terms(
-        ops.zeros((0, 2, 3, 4)), ops.zeros((0, 2, 3), dtype="int32"), 0.0, weights, weights, 1.0
+        ops.zeros((0, 2, 3, 4)), ops.zeros((0, 2, 3), dtype="int32"), 0.0, (weights, weights), 1.0
     )
     np.testing.assert_array_equal(ops.convert_to_numpy(terms), [0.0, 0.0])
 
@@ -110,7 +110,7 @@ def test_chunks_of_rows_of_weight_0_are_not_computed(rng):
 
     def total(features, targets, weights):
         weights = ops.convert_to_tensor(np.stack([weights] * 2, axis=1))
-        return ops.sum(LastLayer(layer).weighted_terms(features, targets, 0.0, weights, weights, 1.0))
+        return ops.sum(LastLayer(layer).weighted_terms(features, targets, 0.0, (weights, weights), 1.0))
 
     layer, rows = dense(), np.flatnonzero(used)
     hidden = np.where(used[:, None, None] == 1, features, np.nan)
@@ -137,7 +137,7 @@ def test_the_product_is_added_to_every_row_of_the_total(rows, dtype, rng):
 def test_a_second_backward_pass_raises_an_error(rng):
     features = ops.convert_to_tensor(rng.normal(size=(2, 2, 4)).astype("float32")).requires_grad_()
     weights, targets = ops.ones((2, 2)), ops.zeros((2, 2), dtype="int64")
-    total = LastLayer(dense()).weighted_terms(features, targets, 0.0, weights, weights, 1.0)[0]
+    total = LastLayer(dense()).weighted_terms(features, targets, 0.0, (weights, weights), 1.0)[0]
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="Expected one backward pass per step with fuse_head=True"):
         total.backward()
@@ -171,7 +171,7 @@ def test_half_precision_keeps_small_weights_and_gradients(rng):
         weights = weight * ops.ones((4, 2))
 
         def scaled_loss(x):
-            terms = LastLayer(layer).weighted_terms(ops.cast(x, "float16"), targets, 0.0, weights, weights, 0.5)
+            terms = LastLayer(layer).weighted_terms(ops.cast(x, "float16"), targets, 0.0, (weights, weights), 0.5)
             return loss_scale * terms[0]
 
         return map(ops.convert_to_numpy, value_and_gradient(scaled_loss, ops.cast(features, "float32")))

@@ -88,6 +88,42 @@ def test_values_equal_the_reference(rng):
     np.testing.assert_allclose(divergence[:, 0], reference.symmetric_kl(*np.moveaxis(logits, 1, 0)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("positions", [None, 3])
+def test_the_gradient_of_distributions_matches_automatic_differentiation(positions, label_smoothing, rng):
+    """A model that is trained as well may predict the targets."""
+    shape = (4, 3) if positions is None else (4, 3, positions)
+    logits, targets = rng.normal(size=(*shape, 7)).astype("float32"), rng.uniform(size=(*shape, 7)).astype("float32")
+    weights = ops.convert_to_tensor(rng.uniform(0.1, 2, (2, *shape)).astype("float32"))
+
+    def total(terms):
+        return lambda y: ops.sum(weights * terms(y, ops.convert_to_tensor(logits), label_smoothing))
+
+    _, gradient = value_and_gradient(total(kernel.cross_entropy_and_symmetric_kl), targets)
+    _, expected = value_and_gradient(total(straightforward_terms), targets)
+    np.testing.assert_allclose(ops.convert_to_numpy(gradient), ops.convert_to_numpy(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("passes", [2, 3])
+def test_masked_classes_change_nothing(passes, sparse, rng):
+    """Their logits are -inf."""
+    logits, labels = rng.normal(size=(4, passes, 5)).astype("float32"), rng.integers(0, 5, (4, passes))
+    masked = np.concatenate([logits, np.full((4, passes, 3), -np.inf, "float32")], axis=-1)
+
+    def terms(z):
+        targets = labels if sparse else np.eye(z.shape[-1], dtype="float32")[labels]
+        return value_and_gradient(
+            lambda z: ops.sum(kernel.cross_entropy_and_symmetric_kl(ops.convert_to_tensor(targets), z)), z
+        )
+
+    (value, gradient), (expected, expected_gradient) = terms(masked), terms(logits)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    gradient = ops.convert_to_numpy(gradient)
+    np.testing.assert_allclose(gradient[..., :5], ops.convert_to_numpy(expected_gradient), atol=1e-6)
+    assert np.all(gradient[..., 5:] == 0)
+
+
 @pytest.mark.parametrize("passes", [2, 3])
 def test_extreme_logits_have_an_exact_divergence_and_finite_gradients(passes, rng):
     """Distant logits have an exact divergence, equal passes have none, and logits of +-1e4 have finite gradients."""

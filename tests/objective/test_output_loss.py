@@ -125,6 +125,25 @@ def test_single_unlabelled_targets_of_squeezed_predictions_raise_an_error(loss, 
         train(loss, x, y, noise, unlabelled=-1)
 
 
+@pytest.mark.parametrize("axes", [(1, 2), (0, 1, 2)])
+def test_a_loss_without_a_value_for_each_target_raises_an_error(axes, rng):
+    x, noise, y = rng.uniform(size=(4, 8, 1)), rng.uniform(size=(8, 8, 1)), rng.integers(-1, 2, (4, 8, 1))
+
+    def loss(y_true, y_pred):
+        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=axes)
+
+    with pytest.raises(ValueError, match="Expected a loss with one value per target, as required by `unlabelled`"):
+        train(loss, x, y, noise, "mean_squared_difference", unlabelled=-1)
+
+
+def test_if_all_targets_are_labels_the_marker_changes_the_reduction_of_both_terms_alike(rng):
+    """Keras divides by the sum of the weights: one weight per row, or one per target."""
+    x, noise, y = rng.normal(size=(4, 3, 5)), rng.uniform(size=(8, 3, 5)), rng.integers(0, 5, (4, 3))
+    loss, weights = L.SparseCategoricalCrossentropy(True, reduction="mean_with_sample_weight"), rng.uniform(size=(4, 1))
+    expected, logs = (train(loss, x, y, noise, sample_weight=weights, unlabelled=marker) for marker in (None, -1))
+    np.testing.assert_allclose(3 * np.array(list(logs.values())), list(expected.values()), rtol=1e-4)
+
+
 @pytest.mark.parametrize("classes", [5, 130])  # separate terms, and the kernel
 def test_unlabelled_rows_count_in_the_mean_of_a_loss_that_ignores_class_0(classes, rng):
     x, noise, y = rng.normal(size=(4, classes)), rng.uniform(size=(8, classes)), np.array([0, -1, 2, 1])

@@ -236,23 +236,52 @@ def test_targets_with_a_last_axis_of_one_are_squeezed_as_in_keras(rng):
     np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-5)
 
 
+def my_mean_squared_error(y_true, y_pred):
+    return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    "loss", [L.MeanSquaredError(), L.MeanSquaredError("sum"), L.BinaryCrossentropy(reduction="sum"), "crossentropy"]
+    "loss",
+    [
+        L.MeanSquaredError(),
+        L.MeanSquaredError("sum"),
+        L.BinaryCrossentropy(reduction="sum"),
+        "crossentropy",
+        my_mean_squared_error,
+    ],
 )
 def test_the_divergence_of_squeezed_predictions_is_averaged_over_time(loss, weighted, rng):
     """For targets `(rows, time)` and predictions `(rows, time, 1)`, Keras computes one loss per row."""
     x, noise = rng.uniform(0.2, 0.4, size=(4, 8, 1)), rng.uniform(0.5, 2, size=(8, 8, 1))
     y, weights = rng.integers(0, 2, (4, 8)), rng.uniform(size=4) if weighted else None
     passes = x * noise[0::2], x * noise[1::2]
-    if isinstance(loss, L.MeanSquaredError):
+    if isinstance(loss, L.MeanSquaredError) or loss is my_mean_squared_error:
         divergence = reference.mean_squared_difference(*passes)
     else:
         divergence = reference.bernoulli_symmetric_kl(*[np.log(p / (1 - p)) for p in passes])
     rows = divergence.mean(axis=1) * (1 if weights is None else weights)
     expected = rows.sum() if getattr(loss, "reduction", None) == "sum" else rows.mean()
-    logs = train(loss, x, y, noise, sample_weight=weights)
+    divergence = "mean_squared_difference" if loss is my_mean_squared_error else "auto"
+    logs = train(loss, x, y, noise, divergence, sample_weight=weights)
     np.testing.assert_allclose(logs["divergence"], expected, rtol=1e-4)
+
+
+def row_dice(y_true, y_pred):
+    """Returns one value per row for images."""
+    axes = (1, 2, 3)
+    overlap = 2 * ops.sum(y_true * y_pred, axes) + 1
+    return 1 - overlap / (ops.sum(y_true, axes) + ops.sum(y_pred, axes) + 1)
+
+
+@pytest.mark.parametrize("width", [8, 5])  # as many as widened rows, which would be broadcast, and another number
+@pytest.mark.parametrize("loss", [row_dice, L.Dice(axis=(1, 2, 3))])
+def test_weights_of_rows_apply_to_the_divergence_of_images(loss, width, rng):
+    x, noise = rng.uniform(0.2, 0.4, size=(4, 3, width, 1)), rng.uniform(0.5, 2, size=(8, 3, width, 1))
+    y, weights = rng.integers(0, 2, x.shape).astype("float32"), np.array([0.0, 1.0, 0.0, 2.0])
+    logs = train(loss, x, y, noise, "mean_squared_difference", sample_weight=weights)
+    divergence = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean(axis=(1, 2))
+    np.testing.assert_allclose(logs["divergence"], (divergence * weights).mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,24 @@ def test_a_sequential_base_may_return_a_dict(names, rng):
     assert model.train_on_batch(rng.normal(size=(4, 3)), y, return_dict=True)["divergence"] > 0
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sequential_base_accepts_every_shape_that_its_layers_accept(nested, rng):
+    """Plain Keras does not compare the inputs of a `Sequential` with the shape that it was built with."""
+    base = keras.Sequential([keras.Input((28, 3)), layers.Conv1D(4, 3), layers.Dropout(0.3)])
+    if nested:
+        inputs = keras.Input((None, 3))
+        base = keras.Model(inputs, layers.Dense(1)(layers.GlobalAveragePooling1D()(base(layers.Dense(3)(inputs)))))
+    else:
+        base.add(layers.GlobalAveragePooling1D())
+        base.add(layers.Dense(200))
+    model = RDropModel(base)
+    model.compile("sgd", "mse" if nested else keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert "once per row:  1 layer" in model.describe_passes() or nested
+    for length in (28, 32, 20):
+        logs = model.train_on_batch(rng.normal(size=(4, length, 3)), np.ones((4, 1)), return_dict=True)
+        assert logs["divergence"] > 0
+
+
 SCALAR_OPERATIONS = [
     lambda tensor: tensor * 0.5,
     lambda tensor: 2.0 * tensor / 3,

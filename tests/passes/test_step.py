@@ -46,8 +46,8 @@ def test_an_evaluation_ends_with_the_outermost_context():
     """`evaluate` runs `test_step`."""
     current = CurrentStep()
     assert not current.is_evaluation
-    with current.evaluation():
-        with current.evaluation():
+    with current.set(is_evaluation=True):
+        with current.set(is_evaluation=True):
             assert current.is_evaluation
         assert current.is_evaluation
     assert not current.is_evaluation

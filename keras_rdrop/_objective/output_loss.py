@@ -39,25 +39,17 @@ class OutputLoss(Loss):
             self._check_divergence(y_pred)  # with a last layer, `y_pred` are its inputs
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
-        labels, loss_sample_weight = y_true, sample_weight
+        batch = OutputBatch(y_true, y_true, y_pred, sample_weight, sample_weight)
         if self.unlabelled is not None:
-            labels, is_labelled = self._exclude_unlabelled(y_true, y_pred)
-            if sample_weight is None:
-                loss_sample_weight = is_labelled
-            else:
-                if len(sample_weight.shape) > len(is_labelled.shape):
-                    sample_weight = ops.squeeze(sample_weight, axis=-1)
-                # Weights of equal shape, because some reductions divide by their sum.
-                sample_weight = sample_weight * ops.ones_like(is_labelled, dtype=sample_weight.dtype)
-                loss_sample_weight = sample_weight * ops.cast(is_labelled, sample_weight.dtype)
-        batch = OutputBatch(y_true, labels, y_pred, loss_sample_weight, divergence_sample_weight=sample_weight)
+            batch = self._exclude_unlabelled(batch)
         loss, divergence = self.terms(step, batch)
         step.divergences.append(ops.multiply(self.loss_weight * step.layout.divergence_scale(), divergence))
         return loss
 
-    def _exclude_unlabelled(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns targets that are valid and not ignored, and a weight for each of them: 0 if it is unlabelled."""
-        axis = self._target_axis(y_true, y_pred)
+    def _exclude_unlabelled(self, batch: OutputBatch) -> OutputBatch:
+        """Sets the weights of unlabelled elements in the loss to 0, and their labels to one that it accepts."""
+        y_true, sample_weight = batch.y_true, batch.divergence_sample_weight
+        axis = self._target_axis(y_true, batch.y_pred)
         is_labelled = ops.not_equal(y_true, self.unlabelled)
         if axis is not None:  # a vector of targets is unlabelled if all of it is marked
             is_labelled = ops.any(is_labelled, axis=axis, keepdims=True)
@@ -65,12 +57,18 @@ class OutputLoss(Loss):
         valid = ops.ones_like(y_true) if self.terms.ignore_class == 0 else ops.zeros_like(y_true)
         labels = ops.where(is_labelled, y_true, valid)
         weights = ops.cast(is_labelled if axis is None else ops.squeeze(is_labelled, axis=axis), "float32")
-        if not is_by_row(self.loss) and rank_of_values(self.loss, y_true, y_pred) != len(weights.shape):
+        if not is_by_row(self.loss) and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
             raise ValueError(
                 "Expected a loss with one value per target, as required by `unlabelled`. "
                 f"Received: loss={self.loss!r} for targets of shape {tuple(y_true.shape)}"
             )
-        return labels, weights
+        if sample_weight is not None:
+            if len(sample_weight.shape) > len(weights.shape):
+                sample_weight = ops.squeeze(sample_weight, axis=-1)
+            # Both terms get weights of one shape, because some reductions divide by the sum of the weights.
+            sample_weight = sample_weight * ops.ones_like(weights, dtype=sample_weight.dtype)
+            weights = sample_weight * ops.cast(weights, sample_weight.dtype)
+        return OutputBatch(y_true, labels, batch.y_pred, weights, sample_weight)
 
     def _target_axis(self, y_true: Tensor, y_pred: Tensor) -> int | None:
         """Returns the axis over which a target is a vector, or `None` if each number is a target."""

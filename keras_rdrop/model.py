@@ -292,7 +292,25 @@ class RDropModel(PreprocessingModel):
         train_function = super().make_train_function(force)
         if is_new:
             randomness.offset_replica_seeds(self)
+            if keras.backend.backend() == "jax":
+                self.train_function = self._keep_variables_on_error(self.train_function)
         return train_function
+
+    def _keep_variables_on_error(self, train_function: Any) -> Any:
+        # On JAX, `fit` takes the values out of the variables before a step, so an error in the step would lose them.
+        def keep_variables(state: Any, iterator: Any) -> Any:
+            try:
+                return train_function(state, iterator)
+            except Exception:
+                if not any(value.is_deleted() for value in tree.flatten(state)):  # the step has not begun to run
+                    self.jax_state_sync()  # a later one would bring back values from before this step
+                    trained, others = self.trainable_variables, self.non_trainable_variables
+                    groups = trained, others, self.optimizer.variables, self.metrics_variables
+                    for variable, value in zip(itertools.chain(*groups), itertools.chain(*state), strict=True):
+                        variable.assign(value)
+                raise
+
+        return keep_variables
 
     def _prepare(self) -> None:
         """Finds the training graph, and checks the base."""

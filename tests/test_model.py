@@ -877,6 +877,23 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"Expected one row in every tensor .* Received: x of shape \(6"):
             model.train_on_batch(x, y)
 
+    def test_an_error_in_a_step_keeps_the_weights(self, rng):
+        """On JAX, `fit` of plain Keras loses the weights if a step raises an error."""
+        inputs = keras.Input((5, 6))
+        base = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.3)(keras.layers.Dense(8)(inputs))))
+        x, y = rng.normal(size=(8, 5, 6)), rng.normal(size=(8, 5, 1))
+        model = RDropModel(base, unlabelled=-1)
+        model.compile("adam", "mse")
+        for method in (model.fit, model.train_on_batch, model.fit):
+            weights = base.get_weights()
+            with pytest.raises(ValueError, match="Expected targets with a last axis of 1"):
+                method(x, y[..., 0])
+            model.alpha = 2.0
+            for weight, expected in zip(base.get_weights(), weights, strict=True):
+                np.testing.assert_array_equal(weight, expected)
+            model.fit(x, y, verbose=0)
+            base.set_weights([weight + 1 for weight in base.get_weights()])
+
     def test_a_metric_with_the_name_of_the_divergence(self):
         model = RDropModel(dropout_classifier())
         metric = keras.metrics.SparseCategoricalAccuracy(name="divergence")

@@ -164,20 +164,23 @@ NO_DIFFERENCE = "no difference seen"
 
 
 @pytest.mark.parametrize(
-    ("name", "accuracy", "at_best"),
+    ("name", "first_score", "at_best"),
     [
         ("text, 400 labels", ["worse", "worse", NO_DIFFERENCE, "better"], "better"),
         ("text, 1,600 labels", ["worse", "worse", "worse", NO_DIFFERENCE, NO_DIFFERENCE], NO_DIFFERENCE),
+        ("text regression", ["worse", "worse", "worse", NO_DIFFERENCE, NO_DIFFERENCE], NO_DIFFERENCE),
     ],
 )
-def test_the_readme_gives_the_verdicts_of_the_results(name, accuracy, at_best):
+def test_the_readme_gives_the_verdicts_of_the_results(name, first_score, at_best):
     results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}[name]
     assert results.task.seeds == 10
     assert results.has_converged
-    assert [results.compare("R-Drop", rung, rung).verdict for rung in results.rungs("plain")] == accuracy
+    assert [results.compare("R-Drop", rung, rung).verdict for rung in results.rungs("plain")] == first_score
     assert results.compare_best("R-Drop").verdict == at_best
+    if name == "text regression":
+        return
     assert results.compare_best("R-Drop", "NLL").verdict == "better"
-    for arm in ("plain", "R-Drop"):  # "Both had a lower NLL earlier."
+    for arm in ("plain", "R-Drop"):  # "Fewer epochs gave both a lower one."
         lowest = min(results.scores(arm, rung, "NLL").mean() for rung in results.rungs(arm))
         assert lowest < results.scores(arm, results.best_rung(arm), "NLL").mean()
     best = {arm: results.scores(arm, results.best_rung(arm), "accuracy").mean() for arm in ("plain", "R-Drop")}

@@ -193,6 +193,20 @@ def rank_of_values(loss: keras.losses.Loss, y_true: Tensor, y_pred: Tensor) -> i
     return len(loss.call(*zeros).shape)
 
 
+def undo_replica_scaling(loss: Tensor) -> Tensor:
+    """Returns the mean over a replica of `tf.distribute` for a loss that Keras has reduced.
+
+    `tf.distribute` sums losses over the replicas, so Keras divides means by the number of replicas. It does not divide
+    sums, so for them the result is the sum over all replicas.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return loss
+    import tensorflow as tf
+
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return loss if replicas == 1 else loss * replicas
+
+
 def distributes_torch() -> bool:
     """Whether `fit` averages gradients over processes on PyTorch, as it does from Keras 3.16."""
     try:

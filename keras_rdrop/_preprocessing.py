@@ -111,8 +111,16 @@ class PreprocessingModel(keras.Model):
                 f"Received: x of type {type(data[0])}, y of type {type(data[1])}, sample_weight of type {type(data[2])}"
             )
         preprocess = self.base.preprocess_samples
-        # tf.data passes the components of a batch as separate arguments, grain passes one tuple.
-        return data[0].map(lambda *batch: preprocess(*unpack_x_y_sample_weight(batch[0] if len(batch) == 1 else batch)))
+
+        def preprocess_batch(*batch: Any) -> Any:
+            # tf.data passes the components of a batch as separate arguments, grain passes one tuple.
+            return preprocess(*unpack_x_y_sample_weight(batch[0] if len(batch) == 1 else batch))
+
+        if type(data[0]).__module__.startswith("tensorflow."):  # in parallel with the training, as KerasHub does
+            import tensorflow as tf
+
+            return data[0].map(preprocess_batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        return data[0].map(preprocess_batch)
 
 
 def _pop_data(arguments: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -7,7 +7,7 @@ from keras import ops, tree
 
 from keras_rdrop import divergences
 from keras_rdrop._arguments import check, is_finite
-from keras_rdrop._keras import Tensor, at_least_float32, get_mask, set_mask
+from keras_rdrop._keras import Tensor, at_least_float32, get_mask, set_mask, undo_replica_scaling
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -96,8 +96,9 @@ class RDrop(keras.layers.Layer):
             )
         for divergence, output, other in zip(self._divergences, outputs, others, strict=True):
             if divergence is not None:
+                loss = undo_replica_scaling(divergence(output, other))  # Keras scales what is added by `add_loss`
                 # The loss of the model, to which Keras adds it, has this dtype.
-                self.add_loss(ops.cast(self.alpha / 2 * divergence(output, other), keras.config.floatx()))
+                self.add_loss(ops.cast(self.alpha / 2 * loss, keras.config.floatx()))
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")

@@ -11,7 +11,7 @@ from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_rdrop._arguments import check, is_finite
-from keras_rdrop._keras import Tensor, at_least_float32, overrides
+from keras_rdrop._keras import Tensor, at_least_float32, overrides, undo_replica_scaling
 from keras_rdrop._objective import pairing
 from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
@@ -103,6 +103,7 @@ class RDropModel(PreprocessingModel):
     ```
     """
 
+    train_function: Any
     _training_graph: TrainingGraph  # set before the first step
     _alpha: float | LearningRateSchedule
     _pairs_rows: bool | None
@@ -366,7 +367,7 @@ class RDropModel(PreprocessingModel):
         if step is None:
             return loss
         divergence = sum(step.divergences)
-        self.divergence_tracker.update_state(self._undo_replica_scaling(divergence), step.layout.rows)
+        self.divergence_tracker.update_state(undo_replica_scaling(divergence), step.layout.rows)
         # `JointTerms._from_features` assumes this factor.
         return ops.add(loss, ops.multiply(step.alpha / 2, divergence))  # the dtypes may differ
 
@@ -476,12 +477,6 @@ class RDropModel(PreprocessingModel):
         if isinstance(self.alpha, LearningRateSchedule):
             return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
         return ops.convert_to_tensor(self.divergence_tracker.alpha)
-
-    def _undo_replica_scaling(self, divergence: Tensor) -> Tensor:
-        # `tf.distribute` sums losses over the replicas, so Keras divides means by the number of replicas. It does not
-        # divide sums, so for them this product is the sum over all replicas.
-        strategy = getattr(self, "distribute_strategy", None)
-        return divergence if strategy is None else divergence * strategy.num_replicas_in_sync
 
     def _check_rows(self) -> None:
         if self._pairs_rows:

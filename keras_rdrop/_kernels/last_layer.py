@@ -146,7 +146,11 @@ def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor
     rows = ops.size(targets) // targets.shape[1]
     rows = max(rows, 1) if isinstance(rows, int) else ops.maximum(rows, 1)  # a replica may have no rows
     chunks = -(-rows // max_rows)
-    return -(-rows // chunks)
+    size = -(-rows // chunks)
+    if None in targets.shape[2:]:  # on TensorFlow, XLA compiles the chunk again for each size that occurs
+        step = max(1, max_rows // 16)
+        size = ops.minimum(max_rows, -(-size // step) * step)
+    return size
 
 
 def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:

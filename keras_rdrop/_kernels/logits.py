@@ -238,7 +238,8 @@ def _evaluate(
         results: Pairs of the shape and dtype of each of its results.
         out: Optional tensors to write the results of the chunks into.
     """
-    if _BACKEND == "jax":
+    # On TensorFlow, XLA would compile the function again for each number of positions that occurs.
+    if _BACKEND == "jax" or None in arrays[0].shape[2:]:
         return function(label_smoothing, *arrays)
     if _is_compiled(arrays[0]):
         return _compiled(function, label_smoothing)(*arrays)

@@ -83,6 +83,21 @@ def test_chunks_hold_a_limited_number_of_bytes(monkeypatch):
     assert int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu=True)) == 1
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends know all shapes")
+def test_unknown_numbers_of_positions_have_few_sizes_of_chunks(monkeypatch):
+    """XLA compiles a chunk again for each size."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(last_layer, "_MAX_ROWS_CPU", 64)
+    size = tf.function(
+        lambda targets: last_layer._rows_per_chunk(targets, CLASSES, on_cpu=True),
+        input_signature=[tf.TensorSpec((None, 2, None), tf.int32)],
+    )
+    sizes = {int(size(ops.zeros((3, 2, positions), dtype="int32"))) for positions in range(1, 100)}
+    assert max(sizes) == 64
+    assert len(sizes) <= 16
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 3), (2, 3, 2, 2)])
 def test_terms_and_gradients_match_automatic_differentiation(shape, use_bias, rng):

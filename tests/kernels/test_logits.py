@@ -79,6 +79,18 @@ def test_compiled_on_a_gpu_the_result_is_the_same(rng, monkeypatch):
     kernel._compiled.cache_clear()
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends know all shapes")
+def test_unknown_numbers_of_positions_are_not_compiled_one_by_one(rng, monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setattr(kernel, "_compiled", None)
+    shapes = tf.TensorSpec((None, 2, None), tf.int32), tf.TensorSpec((None, 2, None, 7))
+    terms = tf.function(lambda targets, z: kernel.cross_entropy_and_symmetric_kl(targets, z), input_signature=shapes)
+    for positions in (3, 5):
+        labels, logits = rng.integers(0, 7, (4, 2, positions)), rng.normal(size=(4, 2, positions, 7)).astype("float32")
+        np.testing.assert_allclose(terms(labels, logits), straightforward_terms(labels, logits, 0.0), rtol=1e-4)
+
+
 def test_values_equal_the_reference(rng):
     logits = rng.normal(size=(4, 3, 5)).astype("float32")
     labels = rng.integers(0, 5, (4, 3))

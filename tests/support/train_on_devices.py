@@ -15,10 +15,11 @@ import numpy as np
 from keras import layers, ops
 
 from keras_rdrop import RDropModel
+from keras_rdrop.layers import RDrop
 
 ROWS, LENGTH, FEATURES, CLASSES = 32, 4, 6, 8
 BATCH_SIZE = 16
-CASES = ["logits", "probabilities", "masked sequence", "fuse_head"]
+CASES = ["logits", "probabilities", "masked sequence", "fuse_head", "layers.RDrop"]
 MASKS = "dropout masks"
 
 
@@ -36,6 +37,19 @@ class DoubledSecondPass(layers.Layer):
         second_pass = ops.arange(ops.shape(inputs)[0]) % 2
         scale = ops.reshape(1 + second_pass, (-1, *[1] * (len(inputs.shape) - 1)))
         return inputs * ops.cast(scale, inputs.dtype)
+
+
+class DoubledSecondRun(layers.Layer):
+    """Doubles the outputs of every second run in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs = 0
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, inputs, training=None):
+        self.runs += bool(training)
+        return inputs * 2.0 if training and self.runs % 2 == 0 else inputs
 
 
 class SumOfOutputs(keras.losses.Loss):
@@ -69,7 +83,8 @@ def build(case):
     else:
         x, y = rng.normal(size=(ROWS, FEATURES)).astype("float32"), rng.integers(0, CLASSES, ROWS)
         first = [keras.Input((FEATURES,))]
-    base = keras.Sequential([*first, layers.Dense(8, "tanh"), DoubledSecondPass(), head])
+    hidden = [layers.Dense(8, "tanh"), *([RDrop(DoubledSecondRun(), alpha=2.0)] if case == "layers.RDrop" else [])]
+    base = keras.Sequential([*first, *hidden, DoubledSecondPass(), head])
     model = RDropModel(base, alpha=2.0, fuse_head=case == "fuse_head")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=case != "probabilities")
     # On PyTorch, the logs are those of one process, or means over the processes.

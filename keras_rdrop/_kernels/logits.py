@@ -120,14 +120,14 @@ def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> Tensors
     """Returns cross-entropy, k, the log-normalizer and its rounding error, each `(rows, passes, positions, 1)`."""
     logits = ops.cast(logits, at_least_float32(logits.dtype))
     largest = ops.amax(logits, axis=-1, keepdims=True)
-    shifted = _finite(logits - largest)
-    total, weighted = _sum_exp_and_weighted(shifted, _centered(shifted))
+    shifted = logits - largest
+    total, weighted = _sum_exp_and_weighted(shifted, _centered(_finite(shifted)))
     log_total = ops.log(total)
     k = weighted / total - _centered(log_total)
     if _is_sparse(targets):
         cross_entropy = log_total - ops.take_along_axis(shifted, targets, axis=-1)
     else:
-        cross_entropy = ops.sum(targets * (log_total - shifted), axis=-1, keepdims=True)
+        cross_entropy = ops.sum(targets * (log_total - _finite(shifted)), axis=-1, keepdims=True)
     if label_smoothing:
         uniform = log_total - ops.mean(shifted, axis=-1, keepdims=True)
         cross_entropy = (1.0 - label_smoothing) * cross_entropy + label_smoothing * uniform
@@ -141,7 +141,7 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
     divergence_gradient = divergence_gradient / (passes - 1)
     # The normalizer is rounded at the magnitude of the logits. The rounding error is the same for all classes of a row.
     # It is corrected per row, because subtracting it from `log_p` would make XLA for CPUs store one more array.
-    log_p = _finite(ops.cast(logits, at_least_float32(logits.dtype)) - normalizer)
+    log_p = ops.cast(logits, at_least_float32(logits.dtype)) - normalizer
     correction = ops.exp(-rounding)
     p = ops.exp(log_p)
     p *= correction
@@ -154,7 +154,7 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
     uniform_gradient = label_smoothing * cross_entropy_gradient
     target_mass = 1.0 if _is_sparse(targets) else ops.sum(targets, axis=-1, keepdims=True)
     per_row = target_gradient * target_mass + uniform_gradient - divergence_gradient * (k - 1.0 + _centered(rounding))
-    result = _centered(log_p)
+    result = _centered(_finite(log_p))
     result *= divergence_gradient
     result += per_row
     result *= p

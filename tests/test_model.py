@@ -713,14 +713,16 @@ class TestWarnings:
 
     def test_an_evaluation_in_the_last_batch_does_not_warn(self, rng):
         """It resets the metrics, so the mean of the epoch has no rows."""
+
+        class Evaluation(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                self.model.evaluate(*data(rng), verbose=0)
+
         model = RDropModel(dropout_classifier())
         model.compile("sgd", sparse_ce())
-        evaluation = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: model.evaluate(*data(rng), verbose=0)
-        )
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            model.fit(*data(rng), verbose=0, callbacks=[evaluation])
+            model.fit(*data(rng), verbose=0, callbacks=[Evaluation()])
 
     @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the wrapper is for PyTorch")
     @pytest.mark.parametrize("rate", [0.0, 0.5])

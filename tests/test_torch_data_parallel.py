@@ -160,15 +160,18 @@ def test_each_fit_draws_other_numbers(parallel, rng):
     assert np.any(orders[0] != orders[1])
 
 
-def test_each_process_uses_its_own_gpu(parallel, monkeypatch):
+@pytest.mark.parametrize(("gpus", "device"), [(8, 3), (2, 1)])
+def test_each_process_uses_its_own_gpu(gpus, device, parallel, monkeypatch):
+    """With more processes than GPUs, as for processes that train on CPUs, they share them."""
     import torch
 
     devices = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     monkeypatch.setenv("LOCAL_RANK", "3")
     TorchDataParallel()
-    assert devices == [3]
+    assert devices == [device]
 
 
 def test_all_variables_are_contiguous(parallel, rng):

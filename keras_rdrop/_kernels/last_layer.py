@@ -143,7 +143,8 @@ def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor
     """Returns the number of rows, each with all its passes, of chunks of nearly equal size."""
     chunk, max_rows = (_CHUNK_CPU, _MAX_ROWS_CPU) if on_cpu else (_CHUNK_GPU, _MAX_ROWS_GPU)
     max_rows = max(1, min(max_rows, chunk // (4 * targets.shape[1] * classes)))
-    rows = ops.size(targets) // targets.shape[1]
+    shape = ops.shape(targets)
+    rows = shape[0] * math.prod(shape[2:])  # `ops.size` overflows on PyTorch if `floatx` is of half precision
     rows = max(rows, 1) if isinstance(rows, int) else ops.maximum(rows, 1)  # a replica may have no rows
     chunks = -(-rows // max_rows)
     size = -(-rows // chunks)

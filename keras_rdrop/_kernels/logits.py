@@ -171,8 +171,9 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
 
 
 def _soft_target_gradient(
-    logits: Tensor, targets: Tensor, label_smoothing: float, saved: tuple[Tensor, ...], upstream: Tensor
+    logits: Tensor, targets: Tensor, label_smoothing: float, saved: Tensors, upstream: Tensor
 ) -> Tensor | None:
+    """Returns the gradient of the cross-entropy with respect to the targets, or `None` if nobody needs it."""
     if _BACKEND == "torch" and not targets.requires_grad:  # graphs leave out what they do not use
         return None
     normalizer, rounding, _ = saved
@@ -181,7 +182,7 @@ def _soft_target_gradient(
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Replaces -inf in log-probabilities, in place on PyTorch."""
+    """Replaces -inf by a finite number, in place on PyTorch."""
     return x.clamp_(min=LOWEST_LOGIT) if _BACKEND == "torch" else ops.maximum(x, LOWEST_LOGIT)
 
 

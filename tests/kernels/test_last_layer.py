@@ -83,6 +83,17 @@ def test_chunks_hold_a_limited_number_of_bytes(monkeypatch):
     assert int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu=True)) == 1
 
 
+def test_the_size_of_chunks_does_not_depend_on_floatx():
+    """On PyTorch, `ops.size` counts with 16 bits if `floatx` has 16 bits."""
+    targets, floatx = ops.zeros((40_000, 2), dtype="int32"), keras.config.floatx()
+    expected = int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu=True))
+    keras.config.set_floatx("bfloat16")
+    try:
+        assert int(last_layer._rows_per_chunk(targets, CLASSES, on_cpu=True)) == expected
+    finally:
+        keras.config.set_floatx(floatx)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends know all shapes")
 def test_unknown_numbers_of_positions_have_few_sizes_of_chunks(monkeypatch):
     """XLA compiles a chunk again for each size."""

@@ -165,13 +165,14 @@ class JointTerms(SeparateTerms):
         labels, label_weight = self._labels(batch, shape, classes)
         terms = cross_entropy_and_symmetric_kl(layout.group(labels), layout.group(batch.y_pred), self.label_smoothing)
         cross_entropy, divergence = (layout.ungroup(values) for values in ops.unstack(terms, 2))
-        cross_entropy = layout.complete(ops.multiply(cross_entropy, label_weight))
-        divergence = layout.complete(layout.only_repeated(divergence))
-        loss = self.loss_reduction.reduce(cross_entropy, mask, layout.complete(batch.loss_sample_weight))
-        divergence_sample_weight = layout.complete(batch.divergence_sample_weight)
-        divergence = self.divergence_reduction.reduce(divergence, mask, divergence_sample_weight)
-        loss = layout.mean_over_passes(loss, self.loss_reduction)
-        return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
+
+        def reduce(reduction: Reduction, values: Tensor, sample_weight: Tensor | None) -> Tensor:
+            value = reduction.reduce(layout.complete(values), mask, layout.complete(sample_weight))
+            return layout.mean_over_passes(value, reduction)
+
+        loss = reduce(self.loss_reduction, ops.multiply(cross_entropy, label_weight), batch.loss_sample_weight)
+        divergence = layout.only_repeated(divergence)
+        return loss, reduce(self.divergence_reduction, divergence, batch.divergence_sample_weight)
 
     def _from_features(self, step: Step, last_layer: LastLayer, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         layout, shape = step.layout, ops.shape(batch.y_pred)[:-1]

@@ -83,15 +83,15 @@ class SeparateTerms:
 
     def __init__(self, loss: Loss, divergence: Loss | None) -> None:
         self.loss, self.divergence = loss, divergence
-        self.reduction = None if divergence is None else Reduction(divergence)
+        self.divergence_reduction = None if divergence is None else Reduction(divergence)
         self.ignore_class = loss.get_config().get("ignore_class")
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         batch = batch.complete(step.layout)
         loss = self._loss(step.layout, batch)
-        if self.reduction is None:
+        if self.divergence_reduction is None:
             return loss, 0.0
-        y_pred = ops.cast(batch.y_pred, self.reduction.dtype)
+        y_pred = ops.cast(batch.y_pred, self.divergence_reduction.dtype)
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
         values = step.layout.spread(_compare(self.divergence, step.layout.split(y_pred)))
@@ -102,8 +102,8 @@ class SeparateTerms:
             values = ops.mean(values, axis=tuple(range(len(weight.shape), len(values.shape))))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
-        divergence = self.reduction(values, batch.y_pred, copy_weights(weight))
-        return loss, step.layout.mean_over_passes(divergence, self.reduction)
+        divergence = self.divergence_reduction(values, batch.y_pred, copy_weights(weight))
+        return loss, step.layout.mean_over_passes(divergence, self.divergence_reduction)
 
     def _loss(self, layout: PassLayout, batch: OutputBatch) -> Tensor:
         if is_by_row(self.loss):
@@ -126,11 +126,13 @@ class JointTerms(SeparateTerms):
         divergence: Its `SymmetricKL`.
     """
 
+    divergence_reduction: Reduction  # never `None` here
+
     def __init__(self, loss: Loss, divergence: Loss) -> None:
         super().__init__(loss, divergence)
         self.is_sparse = isinstance(loss, SparseCategoricalCrossentropy)
         self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
-        self.loss_reduction, self.divergence_reduction = Reduction(loss), Reduction(divergence)
+        self.loss_reduction = Reduction(loss)
 
     @staticmethod
     def supports(loss: Loss, divergence: Loss | None) -> bool:

@@ -149,9 +149,9 @@ class JointTerms(SeparateTerms):
 
     def supports_shapes(self, y_true: Tensor, y_pred: Tensor) -> bool:
         """Whether there is one target per element, or one target distribution per element."""
-        shape = tuple(y_pred.shape[:-1]) if self.is_sparse else tuple(y_pred.shape)
-        usual = (shape, (*shape, 1)) if self.is_sparse else (shape,)
-        return y_true is not None and len(y_pred.shape) > 1 and tuple(y_true.shape) in usual
+        shape = tuple(y_pred.shape)
+        usual = (shape[:-1], (*shape[:-1], 1)) if self.is_sparse else (shape,)
+        return y_true is not None and len(shape) > 1 and tuple(y_true.shape) in usual
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         if step.last_layer is not None:

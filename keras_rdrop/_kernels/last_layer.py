@@ -35,11 +35,13 @@ class LastLayer:
 
     Attributes:
         passes_mask: Whether the logits get the Keras mask of the features, as from a `Dense`.
+        classes: Number of logits per element.
     """
 
     def __init__(self, layer: keras.Layer) -> None:
         self.layer = layer
         self.passes_mask = isinstance(layer, keras.layers.Dense)
+        self.classes = layer.units if self.passes_mask else layer.input_dim
 
     @staticmethod
     def obstacle(layer: Any, reverse: bool = False, **kwargs: Any) -> str | None:
@@ -101,7 +103,7 @@ class LastLayer:
             weight_scale = ops.maximum(*(ops.max(ops.abs(weight), initial=0.0) for weight in weights))
             weights = [ops.divide_no_nan(weight, weight_scale) for weight in weights]
         layer_weights = self.weights()
-        size = _rows_per_chunk(targets, layer_weights[0].shape[1], is_on_cpu(features))
+        size = _rows_per_chunk(targets, self.classes, is_on_cpu(features))
         order, used_rows = _order_of_rows(weights)
         arrays = (features, *(ops.expand_dims(array, -1) for array in (as_indices(targets), *weights)))
         features, targets, *weights = (_to_chunks(array, size, order) for array in arrays)

@@ -179,7 +179,7 @@ class JointTerms(SeparateTerms):
     def _from_features(self, step: Step, last_layer: LastLayer, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         layout, shape = step.layout, ops.shape(batch.y_pred)[:-1]
         mask = layout.complete(batch.mask(self.ignore_class, shape))
-        labels, label_weight = self._labels(batch, shape, classes=last_layer.weights()[0].shape[-1])
+        labels, label_weight = self._labels(batch, shape, last_layer.classes)
 
         def weights(reduction: Reduction, sample_weight: Tensor | None) -> Tensor:
             full_shape = (layout.rows * layout.count, *shape[1:])

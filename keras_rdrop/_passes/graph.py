@@ -174,10 +174,8 @@ class _GraphRebuilder:
         self._may_be_masked: set[keras.KerasTensor] = set()
         # The first attention layer that removes the mask of each tensor.
         self._attention: dict[keras.KerasTensor, keras.Layer] = {}
-        # A layer that could be the last one, and its input, by the id of its output.
-        self._last_layers: dict[int, tuple[LastLayer, Tensor]] = {}
-        # The reason why `LastLayer` does not support any other layer, by the id of its output.
-        self._obstacles: dict[int, str] = {}
+        # The layer and the arguments of each call with all passes, by the id of its output: one of them is the last.
+        self._calls: dict[int, tuple[Any, Any, Any]] = {}
 
     def rebuild(self, base: keras.Model) -> keras.Model:
         def new_input(tensor: Tensor) -> Tensor:
@@ -201,19 +199,23 @@ class _GraphRebuilder:
         Raises:
             _NoTrainingGraph: If `LastLayer` does not support that layer.
         """
-        if id(model.output) not in self._last_layers:
-            raise _NoTrainingGraph(self._obstacles.get(id(model.output), "it has several outputs"))
-        last_layer, features = self._last_layers[id(model.output)]
+        if id(model.output) not in self._calls:
+            raise _NoTrainingGraph("it has several outputs")
+        layer, args, kwargs = self._calls[id(model.output)]
+        obstacle = LastLayer.obstacle(layer, **kwargs)
+        if obstacle is not None:
+            raise _NoTrainingGraph(f"its last layer '{layer.name}' {obstacle}")
+        last_layer, features = LastLayer(layer), args[0]
         if not last_layer.passes_mask:
             features = ops.copy(features)  # an operation of `keras.ops` does not pass the mask on
         return _with_outputs(model, features), last_layer
 
     def flatten_last_layer(self, model: keras.Model) -> keras.Model:
         """On JAX, wraps the last layer of a model from `rebuild` in `FlatLastLayer`, if it computes logits."""
-        if keras.backend.backend() != "jax" or id(model.output) not in self._last_layers:
+        layer, args, kwargs = self._calls.get(id(model.output), (None, (), {}))
+        if keras.backend.backend() != "jax" or LastLayer.obstacle(layer, **kwargs) is not None:
             return model
-        last_layer, features = self._last_layers[id(model.output)]
-        return _with_outputs(model, FlatLastLayer(last_layer)(features))
+        return _with_outputs(model, FlatLastLayer(LastLayer(layer))(args[0]))
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
@@ -244,11 +246,7 @@ class _GraphRebuilder:
             self._may_be_masked.update(output_tensors)
         if not runs_once:
             self._widened.update((tensor, tensor) for tensor in output_tensors)
-            obstacle = LastLayer.obstacle(layer, **kwargs)
-            if obstacle is None:
-                self._last_layers[id(outputs)] = LastLayer(layer), args[0]
-            else:
-                self._obstacles[id(outputs)] = f"its last layer '{layer.name}' {obstacle}"
+            self._calls[id(outputs)] = layer, args, kwargs
         return outputs
 
     def _check_masks(self) -> None:

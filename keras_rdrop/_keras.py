@@ -28,6 +28,11 @@ def overrides(method: Callable[Arguments, Any]) -> Callable[[Callable[..., Any]]
     return decorate
 
 
+def package_of(source: Any) -> str:
+    """Returns the top-level package that a class or a function comes from, for example `"keras"`."""
+    return str(source.__module__).split(".")[0]  # the module of a built-in method is `None`
+
+
 def is_ragged(tensor: Tensor) -> bool:
     """Whether a tensor is a ragged tensor of TensorFlow."""
     return hasattr(tensor, "nested_row_splits")
@@ -171,7 +176,7 @@ def get_loss_function(loss: keras.losses.Loss) -> Callable[..., Tensor] | None:
 def is_by_row(loss: keras.losses.Loss) -> bool:
     """Whether a loss computes each row of a batch on its own, as most losses of Keras do. Any other code may not."""
     function = get_loss_function(loss)
-    packages = {source.__module__.split(".")[0] for source in (type(loss), function or type(loss))}
+    packages = {package_of(type(loss)), package_of(function or type(loss))}
     is_known = packages <= {"keras", "keras_rdrop"} and loss.get_config().get("axis") != 0
     return is_known and function not in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
 

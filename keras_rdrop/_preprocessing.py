@@ -13,7 +13,7 @@ import numpy as np
 from keras import tree
 from keras.utils import unpack_x_y_sample_weight
 
-from keras_rdrop._keras import is_ragged, overrides
+from keras_rdrop._keras import is_ragged, overrides, package_of
 
 
 class PreprocessingModel(keras.Model):
@@ -116,7 +116,7 @@ class PreprocessingModel(keras.Model):
             # tf.data passes the components of a batch as separate arguments, grain passes one tuple.
             return preprocess(*unpack_x_y_sample_weight(batch[0] if len(batch) == 1 else batch))
 
-        if type(data[0]).__module__.startswith("tensorflow."):  # in parallel with the training, as KerasHub does
+        if package_of(type(data[0])) == "tensorflow":  # in parallel with the training, as KerasHub does
             import tensorflow as tf
 
             return data[0].map(preprocess_batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
@@ -160,7 +160,7 @@ def _as_arrays(data: Any) -> Any:
     def convert(value: Any) -> Any:
         if isinstance(value, list):
             return _list_as_array(value)
-        package = type(value).__module__.split(".")[0]
+        package = package_of(type(value))
         return np.asarray(value) if package in ("pandas", "tensorflow") and not is_ragged(value) else None
 
     data = tree.traverse(convert, data)

@@ -11,7 +11,7 @@ from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_rdrop._arguments import check, is_finite
-from keras_rdrop._keras import Tensor, at_least_float32, overrides, undo_replica_scaling
+from keras_rdrop._keras import Tensor, at_least_float32, overrides, package_of, undo_replica_scaling
 from keras_rdrop._objective import pairing
 from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
@@ -609,5 +609,5 @@ def _shape(leaf: Any) -> tuple[int | None, ...]:
 def _has_own(base: keras.Model, name: str) -> bool:
     """Whether a model has its own version of a method: not that of Keras, nor one that only preprocesses raw data."""
     owner = next(cls for cls in type(base).__mro__ if name in vars(cls))
-    is_known = owner.__module__.split(".")[0] == "keras" or "preprocess_samples" in vars(owner)
+    is_known = package_of(owner) == "keras" or "preprocess_samples" in vars(owner)
     return name in vars(base) or not is_known

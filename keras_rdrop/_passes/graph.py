@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_rdrop._keras import MapWithMask, Tensor
+from keras_rdrop._keras import MapWithMask, Tensor, package_of
 from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.layout import PassLayout
@@ -292,8 +292,7 @@ def _may_set_masks(operation: Any) -> bool:
     """Whether an operation may give its outputs masks that its inputs do not have."""
 
     def may_set_mask(layer: keras.Layer) -> bool:
-        owner = next(cls for cls in type(layer).__mro__ if "compute_mask" in vars(cls))
-        is_user_defined = owner.__module__.split(".")[0] not in ("keras", "keras_hub", "keras_rdrop")
+        is_user_defined = package_of(type(layer).compute_mask) not in randomness.KNOWN_PACKAGES
         is_source = isinstance(layer, (keras.layers.Masking, keras.layers.Lambda)) or getattr(layer, "mask_zero", False)
         return is_user_defined or is_source
 

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_rdrop._arguments import is_number
+from keras_rdrop._keras import package_of
 
 # A layer is random if one of these attributes is above 0, or another one whose name contains "drop", such as
 # `drop_path_rate`. A seed generator alone proves nothing: some layers hold one at rate 0, some random layers hold none.
@@ -14,6 +15,9 @@ _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 
 # The distance between the seeds of two replicas: more than a layer draws in most trainings.
 _SEED_OFFSET = 1_000_003
+
+# Layers of other packages may do anything, such as draw random numbers or set masks.
+KNOWN_PACKAGES = {"keras", "keras_hub", "keras_rdrop"}
 
 # Keras layers that run code from outside of Keras.
 _FOREIGN_CODE = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper")
@@ -45,12 +49,13 @@ def may_be_random(operation: Any, arguments: Sequence[Any] = ()) -> bool:
     # A dtype can be a class.
     values = [*arguments, *vars(operation).values()]
     calls_function = any(callable(value) and not isinstance(value, type) for value in values)
-    return calls_function or _package_and_class(operation)[0] != "keras"
+    return calls_function or package_of(type(operation)) != "keras"
 
 
 def shares_noise(layer: keras.Layer) -> bool:
     """Whether a layer draws one noise for all rows of a batch, hence the same noise for all passes over a row."""
-    if isinstance(layer, keras.layers.RandomCrop) or _package_and_class(layer) == ("keras_cv", "StochasticDepth"):
+    is_depth_of_keras_cv = package_of(type(layer)) == "keras_cv" and type(layer).__name__ == "StochasticDepth"
+    if isinstance(layer, keras.layers.RandomCrop) or is_depth_of_keras_cv:
         return True
     noise_shape = getattr(layer, "noise_shape", None)
     return noise_shape is not None and bool(noise_shape[0] == 1)
@@ -105,16 +110,9 @@ def _is_stochastic(layer: keras.Layer) -> bool:
 
 def _is_foreign(layer: keras.Layer) -> bool:
     """Whether a layer runs code from outside of Keras, KerasHub and this library when it is called."""
-    package, name = _package_and_class(layer)
     functions = [value for attribute, value in vars(layer).items() if "activation" in attribute and callable(value)]
-    # The module of a built-in method is `None`.
-    packages = {package, *(str(function.__module__).split(".")[0] for function in functions)}
-    return name in _FOREIGN_CODE or not packages <= {"keras", "keras_hub", "keras_rdrop"}
-
-
-def _package_and_class(operation: keras.Operation) -> tuple[str, str]:
-    """Returns the top-level package and the name of the class of a layer or another operation."""
-    return type(operation).__module__.split(".")[0], type(operation).__name__
+    packages = {*map(package_of, [type(layer), *functions])}
+    return type(layer).__name__ in _FOREIGN_CODE or not packages <= KNOWN_PACKAGES
 
 
 def _instances(kind: type, value: Any) -> list[Any]:

@@ -91,8 +91,7 @@ def forward(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Te
     Returns:
         Cross-entropy and divergence, both of shape `(rows, passes, positions, 1)`, and a tuple for `backward`.
     """
-    result = (*ops.shape(logits)[:-1], 1), at_least_float32(logits.dtype)
-    cross_entropy, k, *normalizer = _evaluate(_forward, label_smoothing, (logits, targets), [result] * 4)
+    cross_entropy, k, *normalizer = _evaluate(_forward, label_smoothing, (logits, targets))
     divergence = ops.maximum(ops.sum(k, axis=1, keepdims=True), 0.0) / (logits.shape[1] - 1)
     return cross_entropy, ops.broadcast_to(divergence, ops.shape(k)), (*normalizer, k)
 
@@ -112,8 +111,7 @@ def backward(
     """
     divergence_gradient = ops.broadcast_to(ops.sum(upstream[1], axis=1, keepdims=True), ops.shape(upstream[1]))
     arrays = (logits, targets, *saved, upstream[0], divergence_gradient)
-    result = ops.shape(logits), logits.dtype
-    return _evaluate(_backward, label_smoothing, arrays, [result], (logits,) if overwrite else ())[0]
+    return _evaluate(_backward, label_smoothing, arrays, (logits,) if overwrite else ())[0]
 
 
 def _forward(label_smoothing: float, logits: Tensor, targets: Tensor) -> Tensors:
@@ -227,16 +225,13 @@ def _other_passes(x: Tensor) -> list[Tensor]:
     return [x[:, i : i + 1] for i in range(x.shape[1])]
 
 
-def _evaluate(
-    function: Callable[..., Any], label_smoothing: float, arrays: Tensors, results: list[Any], out: Tensors = ()
-) -> Tensors:
+def _evaluate(function: Callable[..., Any], label_smoothing: float, arrays: Tensors, out: Tensors = ()) -> Tensors:
     """Calls `function` on arrays of shape `(rows, passes, positions, ...)`: at once if compiled, otherwise in chunks.
 
     Args:
         function: A function that computes each row and position independently.
         label_smoothing: The first argument of `function`.
         arrays: Its other arguments, the logits first.
-        results: Pairs of the shape and dtype of each of its results.
         out: Optional tensors to write the results of the chunks into.
     """
     # On TensorFlow, XLA would compile the function again for each number of positions that occurs.
@@ -244,9 +239,10 @@ def _evaluate(
         return function(label_smoothing, *arrays)
     if _is_compiled(arrays[0]):
         return _compiled(function, label_smoothing)(*arrays)
-    out = out or tuple(ops.empty(shape, dtype=keras.backend.standardize_dtype(dtype)) for shape, dtype in results)
     for chunk in _chunk_slices(arrays[0]):
-        for whole, part in zip(out, function(label_smoothing, *(array[chunk] for array in arrays)), strict=True):
+        parts = function(label_smoothing, *(array[chunk] for array in arrays))
+        out = out or tuple(part.new_empty((*arrays[0].shape[:-1], part.shape[-1])) for part in parts)
+        for whole, part in zip(out, parts, strict=True):
             whole[chunk] = part
     return out
 
@@ -276,6 +272,6 @@ def _chunk_slices(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     size = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
     chunk_rows = max(1, size // (position_bytes * positions))
     chunk_positions = max(1, min(positions, size // position_bytes))
-    for row in range(0, rows, chunk_rows):
+    for row in range(0, max(rows, 1), chunk_rows):  # a batch without rows is one empty chunk
         for position in range(0, positions, chunk_positions):
             yield slice(row, row + chunk_rows), slice(None), slice(position, position + chunk_positions)

@@ -181,19 +181,18 @@ class JointTerms(SeparateTerms):
         mask = layout.complete(batch.mask(self.ignore_class, shape))
         labels, label_weight = self._labels(batch, shape, last_layer.classes)
 
-        def weights(reduction: Reduction, sample_weight: Tensor | None) -> Tensor:
+        def weigh(reduction: Reduction, sample_weight: Tensor | None) -> Tensor:
             full_shape = (layout.rows * layout.count, *shape[1:])
             weights = reduction.element_weights(full_shape, mask, layout.complete(sample_weight))
             return layout.merge(layout.mean_over_passes(weights, reduction))
 
-        loss_weights = ops.multiply(weights(self.loss_reduction, batch.loss_sample_weight), label_weight)
-        divergence_weights = layout.only_repeated(weights(self.divergence_reduction, batch.divergence_sample_weight))
+        loss_weights = ops.multiply(weigh(self.loss_reduction, batch.loss_sample_weight), label_weight)
+        divergence_weights = layout.only_repeated(weigh(self.divergence_reduction, batch.divergence_sample_weight))
         # The factor of the divergence in the total, relative to the loss: the gradient of the kernel depends on it. It
         # is that of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which both terms have.
         scale = ops.multiply(step.alpha / 2, layout.divergence_scale())
-        features, labels = layout.group(batch.y_pred), layout.group(labels)
-        grouped_weights = layout.group(loss_weights), layout.group(divergence_weights)
-        terms = last_layer.weighted_terms(features, labels, self.label_smoothing, grouped_weights, scale)
+        features, labels, *weights = map(layout.group, (batch.y_pred, labels, loss_weights, divergence_weights))
+        terms = last_layer.weighted_terms(features, labels, self.label_smoothing, weights, scale)
         return terms[0], terms[1]
 
     def _labels(self, batch: OutputBatch, shape: Any, classes: Any) -> tuple[Tensor, float | Tensor]:

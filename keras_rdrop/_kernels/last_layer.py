@@ -122,7 +122,7 @@ class LastLayer:
             gradients = [features_gradient, *gradients]
 
             def gradient(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, ...]:
-                upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
+                upstream = args[0] if upstream is None else upstream  # only PyTorch passes it by name
                 if not gradients:
                     raise RuntimeError(
                         "Expected one backward pass per step with fuse_head=True. Received: a second one"

@@ -63,7 +63,7 @@ def cross_entropy_and_symmetric_kl(targets: Tensor, logits: Tensor, label_smooth
         cross_entropy, divergence, saved = forward(logits, labels, label_smoothing)
 
         def gradient(*args: Tensor, upstream: Tensor = None) -> Any:
-            upstream = args[0] if upstream is None else upstream  # JAX passes it as a positional argument
+            upstream = args[0] if upstream is None else upstream  # only PyTorch passes it by name
             result = backward(logits, labels, label_smoothing, saved, (upstream[0], upstream[1]))
             if not soft_targets:
                 return result

@@ -54,8 +54,7 @@ class OutputLoss(Loss):
         if axis is not None:  # a vector of targets is unlabelled if all of it is marked
             is_labelled = ops.any(is_labelled, axis=axis, keepdims=True)
         # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
-        valid = ops.ones_like(y_true) if self.terms.ignore_class == 0 else ops.zeros_like(y_true)
-        labels = ops.where(is_labelled, y_true, valid)
+        labels = ops.where(is_labelled, y_true, 1 if self.terms.ignore_class == 0 else 0)
         weights = ops.cast(is_labelled if axis is None else ops.squeeze(is_labelled, axis=axis), "float32")
         if not is_by_row(self.loss) and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
             raise ValueError(

@@ -36,7 +36,7 @@ class OutputLoss(Loss):
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         step = self.current.step
         if step is None or step.last_layer is None:
-            self._check_divergence(y_pred)  # with a last layer, `y_pred` are its inputs
+            self._check_classes(y_pred)  # with a last layer, `y_pred` are its inputs
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
         batch = OutputBatch(y_true, y_true, y_pred, sample_weight, sample_weight)
@@ -82,7 +82,7 @@ class OutputLoss(Loss):
         axis = self.loss.get_config().get("axis", -1)
         return axis if isinstance(axis, int) and len(y_true.shape) == len(y_pred.shape) else -1
 
-    def _check_divergence(self, y_pred: Tensor) -> None:
+    def _check_classes(self, y_pred: Tensor) -> None:
         if not isinstance(self.divergence, SymmetricKL):
             return
         axis, shape = self.divergence.get_config()["axis"], tuple(y_pred.shape)

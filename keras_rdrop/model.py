@@ -487,8 +487,7 @@ class RDropModel(PreprocessingModel):
             )
 
     def _check_randomness(self) -> None:
-        stochastic = randomness.stochastic_layers(self.base)
-        for layer in filter(randomness.shares_noise, stochastic):
+        for layer in filter(randomness.shares_noise, randomness.stochastic_layers(self.base)):
             message = "draws one noise for the whole batch, so it adds nothing to the divergence between the passes."
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
         self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))

@@ -271,7 +271,7 @@ def _chunk_slices(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     position_bytes = 4 * passes * classes
     size = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
     chunk_rows = max(1, size // (position_bytes * positions))
-    chunk_positions = max(1, min(positions, size // position_bytes))
+    chunk_positions = max(1, size // position_bytes)
     for row in range(0, max(rows, 1), chunk_rows):  # a batch without rows is one empty chunk
         for position in range(0, positions, chunk_positions):
             yield slice(row, row + chunk_rows), slice(None), slice(position, position + chunk_positions)

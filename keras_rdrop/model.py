@@ -320,7 +320,7 @@ class RDropModel(PreprocessingModel):
             found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
             expected = "Expected a `base` whose last layer can be computed with the loss, or fuse_head=False"
             raise ValueError(f"{expected}. Received: {found}.")
-        self._check_rows()
+        self._refuse_paired_rows()
         self._check_randomness()
         self._is_prepared = True
 
@@ -363,7 +363,7 @@ class RDropModel(PreprocessingModel):
             if self._pairs_rows is None:
                 self._pairs_rows = pairs_rows(self.base, x, y_pred)
             if step is not None:
-                self._check_rows()
+                self._refuse_paired_rows()
         if step is None:
             return loss
         divergence = sum(step.divergences)
@@ -478,7 +478,7 @@ class RDropModel(PreprocessingModel):
             return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
         return ops.convert_to_tensor(self.divergence_tracker.alpha)
 
-    def _check_rows(self) -> None:
+    def _refuse_paired_rows(self) -> None:
         if self._pairs_rows:
             raise ValueError(
                 "Expected every row of the outputs of `base` to depend on one row of the batch only. These outputs "

@@ -372,11 +372,11 @@ class RDropModel(PreprocessingModel):
         return ops.add(loss, ops.multiply(step.alpha / 2, divergence))  # the dtypes may differ
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        if self.fuse_head and self._current.step is not None:
+        step = self._current.step
+        if step is not None and self.fuse_head:
             return self.get_metrics_result()
-        if self._current.step is not None and self.fraction < 1.0:
-            complete = self._current.step.layout.complete
-            y, y_pred, sample_weight = tree.map_structure(complete, (y, y_pred, sample_weight))
+        if step is not None and self.fraction < 1.0:
+            y, y_pred, sample_weight = tree.map_structure(step.layout.complete, (y, y_pred, sample_weight))
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:

@@ -34,14 +34,14 @@ class LastLayer:
         layer: A `keras.layers.Dense` without activation, or a `keras.layers.ReversibleEmbedding` called in reverse.
 
     Attributes:
-        passes_mask: Whether the logits get the Keras mask of the features, as from a `Dense`.
+        is_dense: Whether it is a `Dense`, which gives its logits the Keras mask of the features. The other does not.
         classes: Number of logits per element.
     """
 
     def __init__(self, layer: keras.Layer) -> None:
         self.layer = layer
-        self.passes_mask = isinstance(layer, keras.layers.Dense)
-        self.classes = layer.units if self.passes_mask else layer.input_dim
+        self.is_dense = isinstance(layer, keras.layers.Dense)
+        self.classes = layer.units if self.is_dense else layer.input_dim
 
     @staticmethod
     def obstacle(layer: Any, reverse: bool = False, **kwargs: Any) -> str | None:
@@ -64,13 +64,12 @@ class LastLayer:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the logits."""
-        is_dense = isinstance(self.layer, keras.layers.Dense)
-        return self.layer(features) if is_dense else self.layer(features, reverse=True)
+        return self.layer(features) if self.is_dense else self.layer(features, reverse=True)
 
     def weights(self) -> list[Tensor]:
         """Returns the kernel, of shape `(features, classes)`, and the bias if there is one."""
         layer = self.layer
-        if isinstance(layer, keras.layers.Dense):
+        if self.is_dense:
             weights = [layer.kernel, layer.bias] if layer.use_bias else [layer.kernel]
         else:
             weights = [ops.transpose(layer.embeddings) if layer.tie_weights else layer.reverse_embeddings]

@@ -206,7 +206,7 @@ class _GraphRebuilder:
         if obstacle is not None:
             raise _NoTrainingGraph(f"its last layer '{layer.name}' {obstacle}")
         last_layer, features = LastLayer(layer), args[0]
-        if not last_layer.passes_mask:
+        if not last_layer.is_dense:
             features = ops.copy(features)  # an operation of `keras.ops` does not pass the mask on
         return _with_outputs(model, features), last_layer
 
@@ -317,4 +317,4 @@ class FlatLastLayer(keras.layers.Layer):
         return ops.reshape(logits, (*rows, logits.shape[-1]))
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
-        return previous_mask if self.last_layer.passes_mask else None
+        return previous_mask if self.last_layer.is_dense else None

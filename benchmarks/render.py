@@ -66,8 +66,8 @@ SECTIONS = [
         "What do the cheaper ways cost?",
         "frontier",
         "Time of a step divided by that of a plain step on the same batch, for a vision transformer. Each goal is 1.05 "
-        "times the passes of a row through its blocks. On JAX, the ratios are above and below the row "
-        "passes: with XLA for CPUs, the time per row depends on the number of rows, in plain training too.",
+        "times the passes of a row through its blocks. On JAX, the ratios do not follow the row "
+        "passes, because with XLA for CPUs the time per row depends on the number of rows, in plain training too.",
         {
             "R-Drop": 2.10,
             "R-Drop, second half": 1.58,

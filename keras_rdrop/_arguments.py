@@ -1,8 +1,9 @@
 """Checks of the arguments that users pass."""
 
-import math
 import numbers
 from typing import Any
+
+import numpy as np
 
 
 def check(argument: str, value: Any, is_valid: bool, expected: str) -> None:
@@ -19,5 +20,5 @@ def is_number(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a real number, and neither infinite nor NaN."""
-    return is_number(value) and math.isfinite(value)
+    """Whether a value is a real number, and as a float32 neither infinite nor NaN."""
+    return is_number(value) and abs(value) <= float(np.finfo("float32").max)

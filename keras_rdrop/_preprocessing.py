@@ -107,7 +107,7 @@ class PreprocessingModel(keras.Model):
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
         if data[1] is not None or data[2] is not None:
             raise ValueError(
-                "Expected no `y` and no `sample_weight` beside a dataset, which holds them itself. "
+                "Expected no `y` and no `sample_weight` beside a dataset, which already contains them. "
                 f"Received: x of type {type(data[0])}, y of type {type(data[1])}, sample_weight of type {type(data[2])}"
             )
         preprocess = self.base.preprocess_samples

@@ -24,7 +24,8 @@ class RDrop(keras.layers.Layer):
     Use it for hidden states and attention maps, as in LR-Drop ([arXiv:2402.16361](https://arxiv.org/abs/2402.16361)),
     or in your own training loop. To regularize the predictions of a whole model, use `RDropModel`, which also averages
     the loss over both passes. Masked elements are excluded. Outside of training, the layer runs once. Batch
-    normalization in `layer` updates its averages in both runs, and `add_loss` calls in `layer` may count twice.
+    normalization in `layer` updates its averages in both runs, and losses that `layer` adds with `add_loss` may count
+    twice.
 
     Args:
         layer: The `keras.layers.Layer`, or model, to wrap. It must be random during training.
@@ -66,7 +67,9 @@ class RDrop(keras.layers.Layer):
         self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
 
     def build(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the layer builds itself in the first call."""
+        """Builds the layer if shapes are given. Before a call, Keras gives none here, and the layer builds itself."""
+        if (args or kwargs) and not self.layer.built:
+            self.layer.build(*args, **kwargs)
 
     def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         masks = tree.map_structure(get_mask, (inputs, args, kwargs)) if training else None
@@ -78,6 +81,13 @@ class RDrop(keras.layers.Layer):
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # That of `keras.Layer` would call `compute_output_shape` without shapes.
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object

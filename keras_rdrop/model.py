@@ -49,10 +49,10 @@ class RDropModel(PreprocessingModel):
         base: The `keras.Model` to train. It must be random during training: dropout with a rate above 0, noise, or
             random augmentation.
         alpha: Weight of the divergence: a float `>= 0`, or a `keras.optimizers.schedules.LearningRateSchedule`, which
-            is called with the iterations of the optimizer. The paper uses 0.1 to 5. 0 is plain training on the batch
-            with every row repeated. A float can be replaced by another at any time, for example by a callback:
-            `model.alpha = 2.0` takes effect at the next step. A schedule can be set or replaced only before training
-            or after another `compile`. All other arguments are fixed.
+            is called with the iterations of the optimizer. The paper uses 0.1 to 5. 0 is plain training on a batch
+            that holds every row `passes` times. A float can be replaced by another at any time, for example by a
+            callback: `model.alpha = 2.0` takes effect at the next step. A schedule can be set or replaced only before
+            training or after another `compile`. All other arguments are fixed.
         passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
         fraction: Float in `[0.001, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
             rows go through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has
@@ -174,9 +174,9 @@ class RDropModel(PreprocessingModel):
         if self._current.step is None:
             raise RuntimeError(
                 "Expected `RDropModel` to be called with training=True only by its own `fit` or `train_on_batch`. "
-                "Received: training=True in another call, which would be plain training. To use it in another model, "
-                "wrap that model instead. In a `train_step` of your own, call `super().train_step`. For one random "
-                "pass, call `model.base(x, training=True)`."
+                "Received: training=True in another call, which would train without R-Drop. To use it in another "
+                "model, wrap that model instead. In a `train_step` of your own, call `super().train_step`. For one "
+                "random pass, call `model.base(x, training=True)`."
             )
         return self._training_graph(inputs, training=training, **kwargs)
 
@@ -192,7 +192,7 @@ class RDropModel(PreprocessingModel):
 
         Args:
             optimizer: As in `keras.Model.compile`.
-            loss: As in `keras.Model.compile`, but required, because it selects the divergence.
+            loss: As in `keras.Model.compile`, but required, because the divergence depends on it.
             loss_weights: As in `keras.Model.compile`. The weight of an output applies to its divergence too.
             *args: Further arguments of `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`.
@@ -210,7 +210,7 @@ class RDropModel(PreprocessingModel):
         ```
         """
         if loss is None:
-            raise ValueError("Expected `loss` in `compile()`, because it selects the divergence. Received: loss=None")
+            raise ValueError("Expected `loss` in `compile()`, which the divergence depends on. Received: loss=None")
         output_names: Any = getattr(self, "output_names", None)
         for metric in [*tree.flatten((args, kwargs)), *self.base.metrics]:
             if "divergence" in (getattr(metric, "name", None), getattr(metric, "__name__", None)):
@@ -229,6 +229,9 @@ class RDropModel(PreprocessingModel):
             required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL"
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
+        for name in ("train_function", "test_function", "predict_function", "generate_function"):
+            if hasattr(self.base, name):  # language models of KerasHub have the last one; the base may have changed
+                setattr(self.base, name, None)
         self.loss, self._pairs_rows = loss, None
         self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
 
@@ -258,7 +261,9 @@ class RDropModel(PreprocessingModel):
         ```
         """
         if not self.base.built:  # `build` does not build the base, so nothing would be loaded
-            raise ValueError(f"Expected a base that has been built. Received: base={self.base!r}, which is not built")
+            raise ValueError(
+                f"Expected a base that has been built. Received: base={self.base!r}. Call it on a batch first."
+            )
         self.built = True  # the base may have been built after this model was created
         try:
             super().load_weights(filepath, *args, **kwargs)
@@ -322,6 +327,7 @@ class RDropModel(PreprocessingModel):
             raise ValueError(f"{expected}. Received: {found}.")
         self._refuse_paired_rows()
         self._check_randomness()
+        self._check_activation()
         self._is_prepared = True
 
     def train_step(self, *args: Any) -> Any:
@@ -366,6 +372,9 @@ class RDropModel(PreprocessingModel):
                 self._refuse_paired_rows()
         if step is None:
             return loss
+        if len(step.divergences) > len(outputs := tree.flatten(y_pred)):  # Keras leaves out losses without an output
+            received = f"loss={self.loss}, and the number of outputs is {len(outputs)}"
+            raise ValueError(f"Expected one loss per output. Received: {received}")
         divergence = sum(step.divergences)
         self.divergence_tracker.update_state(undo_replica_scaling(divergence), step.layout.rows)
         # `JointTerms._from_features` assumes this factor.
@@ -443,6 +452,8 @@ class RDropModel(PreprocessingModel):
         """
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
+        if _is_unbuilt_sequential(self.base):
+            return f"{title}: not known before it is built. Call it on a batch first, or begin it with a `keras.Input`."
         found = self._find_training_graph()
         if found.is_base:
             return f"{title}: all layers run once per pass, because {found.reason}."
@@ -488,11 +499,28 @@ class RDropModel(PreprocessingModel):
 
     def _check_randomness(self) -> None:
         for layer in filter(randomness.shares_noise, randomness.stochastic_layers(self.base)):
-            message = "draws one noise for the whole batch, so it adds nothing to the divergence between the passes."
+            message = "applies the same noise to every row, so it adds nothing to the divergence between the passes."
             warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
         self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
         if not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
+
+    def _check_activation(self) -> None:
+        """Warns if the last layer returns probabilities and the loss takes logits, or the other way round."""
+        outputs = getattr(self.base, "outputs", None) or []
+        if len(outputs) != 1 or self._terms[0] is None:
+            return
+        last = (layer for layer in self.base.layers if getattr(layer, "output", None) is outputs[0])
+        layer: Any = next(last, None)
+        activation, loss = getattr(layer, "activation", None), self._terms[0].loss
+        takes_logits = pairing.takes_logits(loss)
+        if takes_logits and activation in (keras.activations.softmax, keras.activations.sigmoid):
+            wrong = f"returns probabilities, but the loss '{loss.name}' takes logits. Remove its activation"
+        elif takes_logits is False and activation is keras.activations.linear and hasattr(layer, "kernel"):
+            wrong = f"has no activation, but the loss '{loss.name}' takes probabilities. Use `from_logits=True`"
+        else:
+            return
+        warnings.warn(f"Layer '{layer.name}' {wrong}, or both the loss and the divergence are wrong.", stacklevel=2)
 
     def _warn_of_no_effect(self, what: str) -> None:
         """Warns that R-Drop has no effect, once per `compile`."""
@@ -556,6 +584,11 @@ class _DivergenceTracker(keras.metrics.Metric):
 
 def _check_base(base: Any) -> None:
     check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
+    if any(isinstance(layer, RDropModel) for layer in randomness.all_layers(base)):
+        raise ValueError(
+            "Expected `base` to contain no `RDropModel`. Use the model that it wraps, its `base`, instead. "
+            f"Received: base={base!r}"
+        )
     for name in (*_TRAINING_METHODS, *_EVALUATION_METHODS):
         if _has_own(base, name):
             raise ValueError(
@@ -594,7 +627,7 @@ def _check_same_rows(**data: Any) -> None:
     if len({shape[0] for shape in itertools.chain(*shapes.values())} - {None}) > 1:
         received = ", ".join(f"{name} of shape {', '.join(map(str, found))}" for name, found in shapes.items() if found)
         raise ValueError(
-            "Expected one row in every tensor for each row of the batch, because R-Drop repeats the rows. "
+            "Expected all tensors of a batch to have the same number of rows, because R-Drop repeats the rows. "
             f"Received: {received}"
         )
 

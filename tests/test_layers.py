@@ -195,6 +195,36 @@ def test_a_model_with_the_layer_can_be_trained_saved_and_loaded(tmp_path, rng):
     loaded.fit(x, y, verbose=0)
 
 
+class BuildsItsLayers(keras.Model):
+    def __init__(self, wrap):
+        super().__init__()
+        self.hidden, self.head = wrap(layers.Dense(8, activation="tanh")), layers.Dense(3)
+
+    def build(self, input_shape):
+        self.hidden.build(input_shape)
+        self.head.build(self.hidden.compute_output_shape(input_shape))
+
+    def call(self, inputs):
+        return self.head(self.hidden(inputs))
+
+
+def time_distributed(wrap):
+    return keras.Sequential([layers.TimeDistributed(wrap(layers.Dense(4))), layers.Dense(3)])
+
+
+@pytest.mark.parametrize("build_model", [BuildsItsLayers, time_distributed])
+def test_a_model_builds_the_wrapped_layer_and_loads_its_weights(build_model, tmp_path, rng):
+    x = rng.normal(size=(2, 5, 4)).astype("float32")
+    models = [build_model(wrap) for wrap in (RDrop, RDrop, lambda layer: layer)]
+    for model in models:
+        model.build((None, 5, 4))
+    saved, loaded, plain = models
+    assert saved.count_params() == plain.count_params()
+    saved.save_weights(tmp_path / "model.weights.h5")
+    loaded.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), saved.predict(x, verbose=0))
+
+
 def test_divergence_is_float32_in_mixed_precision(rng):
     layer = RDrop(layers.Dropout(0.5, dtype="mixed_float16"), dtype="mixed_float16")
     outputs = layer(rng.normal(size=(4, 5)).astype("float16"), training=True)

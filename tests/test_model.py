@@ -1,5 +1,6 @@
 """Compares `RDropModel` with the NumPy reference, with plain Keras and with its base."""
 
+import re
 import warnings
 
 import keras
@@ -497,6 +498,37 @@ def test_predict_follows_a_change_of_the_base(change, rng):
     assert np.abs(predictions - before).max() > 1e-4
 
 
+def test_sample_weights_with_a_list_of_one_array_of_targets(rng):
+    """Keras then passes the weights to the loss in a list."""
+    x, y = data(rng)
+    weights = []
+    for wrap in (lambda base: base, lambda base: RDropModel(base, alpha=0.0)):
+        keras.utils.set_random_seed(0)
+        base = dropout_classifier(rate=0.0)
+        model = wrap(base)
+        model.compile(keras.optimizers.SGD(0.1), sparse_ce())
+        model.fit(x, [y], sample_weight=np.arange(float(len(y))), shuffle=False, verbose=0)
+        weights.append(base.get_weights())
+    for found, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["activation", "lora"])
+def test_predict_of_the_base_follows_its_changes_as_after_its_own_compile(change, rng):
+    x, y = data(rng)
+    base = dropout_classifier()
+    base.predict(x, verbose=0)
+    if change == "lora":
+        base.layers[-1].enable_lora(2)
+    else:
+        base.layers[-1].activation = keras.activations.softmax
+    model = RDropModel(base)
+    model.compile(keras.optimizers.Adam(0.1), "sparse_categorical_crossentropy" if change != "lora" else sparse_ce())
+    model.fit(x, y, epochs=2, verbose=0)
+    expected = keras.ops.convert_to_numpy(base(x))
+    np.testing.assert_allclose(base.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_metrics_named_divergence_raise_an_error():
     def divergence(y_true, y_pred):
         return keras.ops.mean(y_pred)
@@ -655,7 +687,7 @@ class TestWarnings:
 
     def test_noise_shared_by_the_batch_warns(self, rng):
         layers = [keras.Input((8,)), keras.layers.Dropout(0.5, noise_shape=(1, 8), name="shared")]
-        with pytest.warns(UserWarning, match="Layer 'shared' draws one noise for the whole batch"):
+        with pytest.warns(UserWarning, match="Layer 'shared' applies the same noise to every row"):
             self.train(keras.Sequential([*layers, keras.layers.Dense(CLASSES)]), rng)
 
     def test_a_base_without_active_randomness_warns_once(self, rng):
@@ -663,6 +695,41 @@ class TestWarnings:
         model.compile("sgd", sparse_ce())
         with pytest.warns(UserWarning, match="No layer of base=.* is random in training"):
             model.train_on_batch(*data(rng))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            model.train_on_batch(*data(rng))
+
+    @pytest.mark.parametrize("is_built", [True, False])
+    @pytest.mark.parametrize(
+        ("loss", "units", "activation", "wrong"),
+        [
+            (sparse_ce(), CLASSES, "softmax", "returns probabilities, but the loss '.*' takes logits"),
+            (keras.losses.BinaryCrossentropy(from_logits=True), 1, "sigmoid", "returns probabilities, but the loss"),
+            ("sparse_categorical_crossentropy", CLASSES, None, "has no activation, but the loss '.*' takes prob"),
+            ("crossentropy", CLASSES, None, "has no activation, but the loss 'crossentropy' takes probabilities"),
+            (sparse_ce(), CLASSES, None, None),
+            ("sparse_categorical_crossentropy", CLASSES, "softmax", None),
+            ("mean_squared_error", 1, None, None),
+        ],
+    )
+    def test_an_activation_that_does_not_fit_the_loss_warns(self, loss, units, activation, wrong, is_built, rng):
+        last = keras.layers.Dense(units, activation=activation, name="last")
+        base = keras.Sequential([keras.Input((8,))] * is_built + [keras.layers.Dropout(0.3), last])
+        model = RDropModel(base)
+        model.compile("sgd", loss)
+        x, y = data(rng)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            model.train_on_batch(x, y if units > 1 else (y > 2).astype("float32"))
+        messages = [str(warning.message) for warning in caught if "Layer 'last'" in str(warning.message)]
+        assert len(messages) == (wrong is not None)
+        assert wrong is None or re.search(f"Layer 'last' {wrong}", messages[0])
+
+    def test_probabilities_that_are_cast_by_a_linear_activation_do_not_warn(self, rng):
+        probabilities = keras.layers.Dense(CLASSES, activation="softmax")
+        cast = keras.layers.Activation("linear", dtype="float32")
+        model = RDropModel(keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.3), probabilities, cast]))
+        model.compile("sgd", "sparse_categorical_crossentropy")
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             model.train_on_batch(*data(rng))
@@ -770,7 +837,7 @@ class Unseeded(keras.layers.Layer):
 
 
 class TestErrors:
-    @pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf"), "1", None, True, [1.0]])
+    @pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf"), 1e39, "1", None, True, [1.0]])
     def test_invalid_alpha(self, alpha):
         with pytest.raises(ValueError, match="Expected `alpha`.*Received: alpha="):
             RDropModel(dropout_classifier(), alpha=alpha)
@@ -876,7 +943,7 @@ class TestErrors:
             x, y = [rng.normal(size=(6, 8))] * 2, rng.integers(0, 4, 12)
         model = RDropModel(keras.Model(inputs, outputs))
         model.compile("sgd", sparse_ce())
-        with pytest.raises(ValueError, match=r"Expected one row in every tensor .* Received: x of shape \(6"):
+        with pytest.raises(ValueError, match=r"Expected all tensors .* same number of rows.* Received: x of shape \(6"):
             model.train_on_batch(x, y)
 
     def test_an_error_in_a_step_keeps_the_weights(self, rng):
@@ -950,10 +1017,28 @@ class TestErrors:
         if argument == "divergence":
             arguments["divergence"] = {"a": "auto", "c": None}
         model = RDropModel(two_outputs(), divergence=arguments["divergence"])
-        with pytest.raises(
-            ValueError, match=rf"Expected `{argument}` to have the names of the outputs as keys: .'a', 'b'"
-        ):
+        with pytest.raises(ValueError, match=rf"Expected `{argument}` to have one key for each loss: .'a', 'b'"):
             model.compile("sgd", loss, loss_weights=arguments["loss_weights"])
+
+    @pytest.mark.parametrize("argument", ["divergence", "loss_weights"])
+    def test_names_of_the_outputs_of_a_sequential_base(self, argument):
+        arguments = {"divergence": "auto", "loss_weights": None, argument: {"a": None}}
+        model = RDropModel(dropout_classifier(), divergence=arguments["divergence"])
+        with pytest.raises(ValueError, match=f"Expected no dict as `{argument}`, because the outputs .* have no names"):
+            model.compile("sgd", sparse_ce(), loss_weights=arguments["loss_weights"])
+
+    @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: Wrapper(keras.Sequential([model]))])
+    def test_a_base_that_contains_an_rdrop_model(self, wrap):
+        base = wrap(RDropModel(dropout_classifier()))
+        with pytest.raises(ValueError, match="Expected `base` to contain no `RDropModel`.*Received: base="):
+            RDropModel(base)
+
+    def test_two_losses_for_one_output(self, rng):
+        """Keras would leave out the second loss, and its divergence would count."""
+        model = RDropModel(dropout_classifier())
+        model.compile("sgd", [sparse_ce(), sparse_ce()])
+        with pytest.raises(ValueError, match="Expected one loss per output. Received: .* number of outputs is 1"):
+            model.train_on_batch(*data(rng))
 
     @pytest.mark.parametrize("argument", ["divergence", "loss_weights"])
     def test_structures_that_do_not_match_the_losses(self, argument):

@@ -37,7 +37,7 @@ with the same row passes.
 
 ## Does R-Drop give a better model?
 
-Each arm with its best budget by the validation score, whatever it costs. The first score of a task decides.
+Each arm is shown at the budget with its best validation score, whatever the cost. The first score of a task decides.
 """
 COMPARISONS = """\
 Differences are paired by seed, and positive where the arm is better than plain training. In brackets are 95 % bootstrap

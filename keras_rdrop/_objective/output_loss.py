@@ -39,6 +39,8 @@ class OutputLoss(Loss):
             self._check_classes(y_pred)  # with a last layer, `y_pred` are its inputs
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
+        if isinstance(sample_weight, (list, tuple)):  # Keras does not unpack them if `y` is a list of one array
+            (sample_weight,) = sample_weight
         batch = OutputBatch(y_true, y_true, y_pred, sample_weight, sample_weight)
         if self.unlabelled is not None:
             batch = self._exclude_unlabelled(batch)

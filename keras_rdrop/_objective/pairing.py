@@ -82,15 +82,16 @@ def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
         output_names: Names of the outputs, or `None` if they are unknown.
 
     Raises:
-        ValueError: If a key is not the name of an output, or if one is missing.
+        ValueError: If a key is not the name of an output with a loss, if one is missing, or if no names are known.
     """
-    if not isinstance(value, dict) or (output_names is None and not isinstance(loss, dict)):
+    if not isinstance(value, dict):
         return value
+    if output_names is None and not isinstance(loss, dict):
+        expected = f"Expected no dict as `{name}`, because the outputs of this base have no names"
+        raise ValueError(f"{expected}. Received: {name}={value}")
     names = list(loss if isinstance(loss, dict) else output_names)
     if set(value) != set(names):
-        raise ValueError(
-            f"Expected `{name}` to have the names of the outputs as keys: {names}. Received: {name}={value}"
-        )
+        raise ValueError(f"Expected `{name}` to have one key for each loss: {names}. Received: {name}={value}")
     return _in_order_of(loss, value) if isinstance(loss, dict) else [value[key] for key in names]
 
 
@@ -104,6 +105,15 @@ def check_divergence(divergence: Any) -> None:
 def supports_last_layer(output_loss: OutputLoss | None) -> bool:
     """Whether the terms of an output can be computed from the features that the last layer takes."""
     return output_loss is not None and isinstance(output_loss.terms, JointTerms) and output_loss.terms.is_sparse
+
+
+def takes_logits(loss: Loss) -> bool | None:
+    """Whether a loss takes logits as predictions, or `None` if it takes neither logits nor probabilities."""
+    if _is_ctc(loss) or isinstance(loss, _CrossEntropy):
+        return _is_ctc(loss)
+    function = get_loss_function(loss)
+    # A loss that is given as a function or by its name has no `from_logits` and takes probabilities.
+    return loss.get_config().get("from_logits", False if _DIVERGENCE_OF_LOSS.get(function) in _KL else None)
 
 
 def _per_loss(name: str, value: Any, loss: Any) -> Any:
@@ -178,22 +188,13 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         _check_last_axis(loss)
     kwargs = {"axis": loss.get_config().get("axis", -1), "reduction": loss.reduction}
     if requested in _KL:
-        kwargs["from_logits"] = _takes_logits(loss)
+        kwargs["from_logits"] = takes_logits(loss)
     return requested(**kwargs)
-
-
-def _takes_logits(loss: Loss) -> bool | None:
-    """Whether a loss takes logits as predictions, or `None` if it takes neither logits nor probabilities."""
-    if _is_ctc(loss) or isinstance(loss, _CrossEntropy):
-        return _is_ctc(loss)
-    function = get_loss_function(loss)
-    # A loss that is given as a function or by its name has no `from_logits` and takes probabilities.
-    return loss.get_config().get("from_logits", False if _DIVERGENCE_OF_LOSS.get(function) in _KL else None)
 
 
 def _check_from_logits(divergence: Loss, loss: Loss) -> None:
     """Raises an error if the loss takes logits and the divergence probabilities, or vice versa."""
-    expected, received = _takes_logits(loss), _takes_logits(divergence)
+    expected, received = takes_logits(loss), takes_logits(divergence)
     if None not in (expected, received) and expected != received:
         wrong = f"divergence={divergence!r} with from_logits={received}"
         raise ValueError(f"Expected `divergence` to have from_logits={expected} like the loss. Received: {wrong}")

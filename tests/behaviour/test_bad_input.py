@@ -88,7 +88,7 @@ error(
     "names that are not outputs",
     None,
     **TWO,
-    ours="Expected `loss_weights` to have the names",
+    ours="Expected `loss_weights` to have one key for each loss",
     loss_weights={"a": 1.0, "c": 1.0},
 )
 error(

@@ -202,6 +202,15 @@ def test_causal_lm_with_lora_generates_after_training():
     assert isinstance(task.generate("the", max_length=6), str)
 
 
+def test_compile_makes_generate_compile_again_as_compile_of_the_task():
+    """A function that was compiled before LoRA would generate with the old kernels on TensorFlow."""
+    task = causal_lm()
+    task.generate("the", max_length=6)
+    assert task.generate_function is not None
+    RDropModel(task).compile("adam", sparse_ce())
+    assert task.generate_function is None
+
+
 def test_prompt_tokens_with_weight_0_are_left_out_of_loss_and_divergence():
     task = causal_lm()
     task.backbone.enable_lora(2)

@@ -150,7 +150,7 @@ def _(kind, rng):
     model = RDropModel(build(kind, stack, (8, 8, 3)))
     model.compile("sgd", sparse_ce())
     x = rng.uniform(size=(8, 8, 8, 3)).astype("float32")
-    with pytest.warns(UserWarning, match="draws one noise for the whole batch"):
+    with pytest.warns(UserWarning, match="applies the same noise to every row"):
         logs = model.train_on_batch(x, rng.integers(0, CLASSES, 8), return_dict=True)
     assert logs["divergence"] == 0
 
@@ -184,7 +184,7 @@ def _(kind, rng):
 
     model = RDropModel(build(kind, stack))
     model.compile("sgd", sparse_ce())
-    with pytest.warns(UserWarning, match="draws one noise for the whole batch"):
+    with pytest.warns(UserWarning, match="applies the same noise to every row"):
         logs = model.train_on_batch(*example_data(kind, rng), return_dict=True)
     assert logs["divergence"] == 0
 
@@ -227,7 +227,7 @@ def _(kind, rng):
         plain.train_on_batch(x, y)
     model = RDropModel(make_base())
     model.compile("sgd", sparse_ce())
-    with pytest.warns(UserWarning, match="draws one noise for the whole batch"):
+    with pytest.warns(UserWarning, match="applies the same noise to every row"):
         logs = model.train_on_batch(x, y, return_dict=True)
     assert logs["divergence"] < 1e-9
 

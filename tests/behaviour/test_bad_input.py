@@ -96,7 +96,7 @@ error(
     "names that are not outputs",
     None,
     **TWO,
-    ours="Expected `divergence` to have the names",
+    ours="Expected `divergence` to have one key for each loss",
     divergence={"a": "auto", "c": "auto"},
 )
 error("divergence", "an unknown name", None, ours="Expected `divergence` to be", divergence="kl")

@@ -188,9 +188,21 @@ def test_the_readme_gives_the_verdicts_of_the_results(name, first_score, at_best
     assert f"{best['R-Drop']:.3f} against {best['plain']:.3f}" in readme
 
 
+def test_a_quarter_of_the_rows_makes_no_difference_at_convergence_as_the_page_of_questions_says():
+    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}["text, 400 labels"]
+    for name in results.names:
+        assert results.compare_best("R-Drop, a quarter of the rows", name).verdict == NO_DIFFERENCE
+        assert results.compare_best("R-Drop", name).verdict == "better"
+
+
 @pytest.mark.parametrize("task", ["text, 400 labels", "text, 1,600 labels", "text regression"])
-def test_the_largest_alpha_was_chosen_as_the_page_on_alpha_says(task):
+def test_the_alphas_of_the_trials_are_ranked_as_the_page_on_alpha_says(task):
     done = plan.load_results(render_study.RESULTS)
-    learning_rate = plan.tuned(done, task, "plain").learning_rate
-    assert max(cell.setting.alpha for cell in plan.trials(task, "R-Drop", learning_rate)) == 3.0
-    assert plan.tuned(done, task, "R-Drop").alpha == 3.0
+    cells = plan.trials(task, "R-Drop", plan.tuned(done, task, "plain").learning_rate)
+    for dropout, is_best in ((0.1, True), (0.3, False)):
+        settings = {cell.setting.alpha: cell.setting for cell in cells if cell.setting.dropout == dropout}
+        scores = {
+            alpha: np.mean([max(done[cell]["validation"]) for cell in cells if cell.setting == setting])
+            for alpha, setting in settings.items()
+        }
+        assert (max(scores, key=scores.get) == 3.0) == is_best

@@ -435,9 +435,9 @@ class RDropModel(PreprocessingModel):
 
         Returns:
             A string: the number of layers and parameters that run once per row, and the names of the first random
-            layers. If all layers run once per pass, it gives the reason. Otherwise, after `compile` and for one
-            output, it also says whether the loss and the divergence are computed in one kernel. With `fuse_head=True`,
-            it names the layer that is computed with the loss.
+            layers. If the base has not been built, it says so. If all layers run once per pass, it gives the reason.
+            Otherwise, after `compile` and for one output, it also says whether the loss and the divergence are computed
+            in one kernel. With `fuse_head=True`, it names the layer that is computed with the loss.
 
         Example:
 
@@ -453,7 +453,7 @@ class RDropModel(PreprocessingModel):
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
         if _is_unbuilt_sequential(self.base):
-            return f"{title}: not known before it is built. Call it on a batch first, or begin it with a `keras.Input`."
+            return f"{title}: the base has not been built. Call it on a batch first, or begin it with a `keras.Input`."
         found = self._find_training_graph()
         if found.is_base:
             return f"{title}: all layers run once per pass, because {found.reason}."
@@ -515,12 +515,16 @@ class RDropModel(PreprocessingModel):
         activation, loss = getattr(layer, "activation", None), self._terms[0].loss
         takes_logits = pairing.takes_logits(loss)
         if takes_logits and activation in (keras.activations.softmax, keras.activations.sigmoid):
-            wrong = f"returns probabilities, but the loss '{loss.name}' takes logits. Remove its activation"
+            returned, taken = "probabilities", "logits"
         elif takes_logits is False and activation is keras.activations.linear and hasattr(layer, "kernel"):
-            wrong = f"has no activation, but the loss '{loss.name}' takes probabilities. Use `from_logits=True`"
+            returned, taken = "logits", "probabilities"
         else:
             return
-        warnings.warn(f"Layer '{layer.name}' {wrong}, or both the loss and the divergence are wrong.", stacklevel=2)
+        warnings.warn(
+            f"Layer '{layer.name}' returns {returned}, but the loss '{loss.name}' takes {taken}, so both the loss and "
+            "the divergence are wrong. Change the activation of the layer, or `from_logits` of the loss.",
+            stacklevel=2,
+        )
 
     def _warn_of_no_effect(self, what: str) -> None:
         """Warns that R-Drop has no effect, once per `compile`."""
@@ -584,7 +588,8 @@ class _DivergenceTracker(keras.metrics.Metric):
 
 def _check_base(base: Any) -> None:
     check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
-    if any(isinstance(layer, RDropModel) for layer in randomness.all_layers(base)):
+    layers = randomness.all_layers(base)
+    if any(isinstance(layer, RDropModel) for layer in layers):
         raise ValueError(
             "Expected `base` to contain no `RDropModel`. Use the model that it wraps, its `base`, instead. "
             f"Received: base={base!r}"
@@ -603,7 +608,7 @@ def _check_base(base: Any) -> None:
             "Expected `base` to have no metrics of its own, because they would not be reported. Pass them to "
             f"`compile(metrics=...)`. Received: base={base!r} with the metric '{metrics[0].name}'"
         )
-    for layer in randomness.all_layers(base):
+    for layer in layers:
         if getattr(layer, "stateful", False):
             reason = "because the copies of a row in one batch would mix their states"
             raise ValueError(

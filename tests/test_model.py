@@ -705,8 +705,8 @@ class TestWarnings:
         [
             (sparse_ce(), CLASSES, "softmax", "returns probabilities, but the loss '.*' takes logits"),
             (keras.losses.BinaryCrossentropy(from_logits=True), 1, "sigmoid", "returns probabilities, but the loss"),
-            ("sparse_categorical_crossentropy", CLASSES, None, "has no activation, but the loss '.*' takes prob"),
-            ("crossentropy", CLASSES, None, "has no activation, but the loss 'crossentropy' takes probabilities"),
+            ("sparse_categorical_crossentropy", CLASSES, None, "returns logits, but the loss '.*' takes probabilities"),
+            ("crossentropy", CLASSES, None, "returns logits, but the loss 'crossentropy' takes prob"),
             (sparse_ce(), CLASSES, None, None),
             ("sparse_categorical_crossentropy", CLASSES, "softmax", None),
             ("mean_squared_error", 1, None, None),

@@ -207,7 +207,7 @@ def test_describe_passes_reports_the_shared_layers():
     assert "of 708 parameters" in text
     no_parameters = keras.Sequential([keras.Input((3,)), layers.Rescaling(2.0), layers.Dropout(0.5)])
     assert "0 of 0 parameters" in RDropModel(no_parameters).describe_passes()
-    assert "not known before it is built" in RDropModel(unbuilt()).describe_passes()
+    assert "the base has not been built" in RDropModel(unbuilt()).describe_passes()
     without_sharing = RDropModel(image_base(), share_prefix=False).describe_passes()
     assert "all layers run once per pass, because share_prefix=False" in without_sharing
 

@@ -1,9 +1,11 @@
 """Checks of the arguments that users pass."""
 
+import itertools
 import numbers
 from typing import Any
 
 import numpy as np
+from keras import tree
 
 
 def check(argument: str, value: Any, is_valid: bool, expected: str) -> None:
@@ -22,3 +24,20 @@ def is_number(value: Any) -> bool:
 def is_finite(value: Any) -> bool:
     """Whether a value is a real number, and as a float32 neither infinite nor NaN."""
     return is_number(value) and abs(value) <= float(np.finfo("float32").max)
+
+
+def check_same_rows(**data: Any) -> None:
+    """Raises a `ValueError` if tensors have different numbers of rows, as far as these are known."""
+    shapes = {name: [shape for shape in map(_shape, tree.flatten(value)) if shape] for name, value in data.items()}
+    if len({shape[0] for shape in itertools.chain(*shapes.values())} - {None}) > 1:
+        received = ", ".join(f"{name} of shape {', '.join(map(str, found))}" for name, found in shapes.items() if found)
+        raise ValueError(
+            "Expected all tensors of a batch to have the same number of rows, because R-Drop repeats the rows. "
+            f"Received: {received}"
+        )
+
+
+def _shape(leaf: Any) -> tuple[int | None, ...]:
+    """Returns the shape of a tensor, or `()` if it has none, or one of unknown rank, as on TensorFlow."""
+    shape = getattr(leaf, "shape", None)
+    return () if shape is None or getattr(shape, "rank", 0) is None else tuple(shape)

@@ -2,11 +2,12 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeAlias
 
 import keras
-from keras import ops
+from keras import ops, tree
 
 Tensor: TypeAlias = Any  # a tensor of any backend, or a value that converts to one
 Arguments = ParamSpec("Arguments")
@@ -219,3 +220,27 @@ def distributes_torch() -> bool:
     except AttributeError:
         return False
     return True
+
+
+def inner_optimizer(model: keras.Model) -> Any:
+    """Returns the optimizer of a model. With `mixed_float16`, each `compile` wraps it in another object."""
+    optimizer = getattr(model, "optimizer", None)
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def keep_variables_on_error(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a model keep its variables if a step on JAX raises an error: `fit` takes out their values before a step."""
+
+    def keep_variables(state: Any, iterator: Any) -> Any:
+        try:
+            return train_function(state, iterator)
+        except Exception:
+            if not any(value.is_deleted() for value in tree.flatten(state)):  # the step has not begun to run
+                model.jax_state_sync()  # a later one would bring back values from before this step
+                trained, others = model.trainable_variables, model.non_trainable_variables
+                groups = trained, others, model.optimizer.variables, model.metrics_variables
+                for variable, value in zip(itertools.chain(*groups), itertools.chain(*state), strict=True):
+                    variable.assign(value)
+            raise
+
+    return keep_variables

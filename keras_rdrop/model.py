@@ -1,6 +1,5 @@
 """`RDropModel`: trains a Keras model with R-Drop."""
 
-import itertools
 import math
 import numbers
 import warnings
@@ -10,8 +9,16 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._arguments import check, is_finite
-from keras_rdrop._keras import Tensor, at_least_float32, overrides, package_of, undo_replica_scaling
+from keras_rdrop._arguments import check, check_same_rows, is_finite
+from keras_rdrop._base import check_base, is_unbuilt_sequential, warn_of_activation, warn_of_shared_noise
+from keras_rdrop._keras import (
+    Tensor,
+    at_least_float32,
+    inner_optimizer,
+    keep_variables_on_error,
+    overrides,
+    undo_replica_scaling,
+)
 from keras_rdrop._objective import pairing
 from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
@@ -20,8 +27,6 @@ from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
-_TRAINING_METHODS = ("fit", "train_on_batch", "train_step", "compute_loss", "compute_metrics", "get_metrics_result")
-_EVALUATION_METHODS = ("evaluate", "test_on_batch", "test_step")
 _FIXED = ("base", "passes", "fraction", "divergence", "unlabelled", "share_prefix", "fuse_head")
 
 
@@ -121,7 +126,7 @@ class RDropModel(PreprocessingModel):
         fuse_head: bool = False,
         name: str | None = None,
     ) -> None:
-        _check_base(base)
+        check_base(base)
         check("passes", passes, isinstance(passes, numbers.Integral) and passes >= 2, "an integer >= 2")
         check("fraction", fraction, is_finite(fraction) and 0.001 <= fraction <= 1, "a float in [0.001, 1]")
         check("unlabelled", unlabelled, unlabelled is None or is_finite(unlabelled), "a finite number or None")
@@ -293,30 +298,14 @@ class RDropModel(PreprocessingModel):
         is_new = self.train_function is None or force
         if is_new:
             self._is_prepared = False
-            if not _is_unbuilt_sequential(self.base):
+            if not is_unbuilt_sequential(self.base):
                 self._prepare()
         train_function = super().make_train_function(force)
         if is_new:
             randomness.offset_replica_seeds(self)
             if keras.backend.backend() == "jax":
-                self.train_function = self._keep_variables_on_error(self.train_function)
+                self.train_function = keep_variables_on_error(self, self.train_function)
         return train_function
-
-    def _keep_variables_on_error(self, train_function: Any) -> Any:
-        # On JAX, `fit` takes the values out of the variables before a step, so an error in the step would lose them.
-        def keep_variables(state: Any, iterator: Any) -> Any:
-            try:
-                return train_function(state, iterator)
-            except Exception:
-                if not any(value.is_deleted() for value in tree.flatten(state)):  # the step has not begun to run
-                    self.jax_state_sync()  # a later one would bring back values from before this step
-                    trained, others = self.trainable_variables, self.non_trainable_variables
-                    groups = trained, others, self.optimizer.variables, self.metrics_variables
-                    for variable, value in zip(itertools.chain(*groups), itertools.chain(*state), strict=True):
-                        variable.assign(value)
-                raise
-
-        return keep_variables
 
     def _prepare(self) -> None:
         """Finds the training graph, and checks the base."""
@@ -326,17 +315,21 @@ class RDropModel(PreprocessingModel):
             expected = "Expected a `base` whose last layer can be computed with the loss, or fuse_head=False"
             raise ValueError(f"{expected}. Received: {found}.")
         self._refuse_paired_rows()
-        self._check_randomness()
-        self._check_activation()
+        warn_of_shared_noise(self.base)
+        if len(getattr(self.base, "outputs", None) or []) == 1 and self._terms[0] is not None:
+            warn_of_activation(self.base, self._terms[0].loss)
+        self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
+        if not randomness.may_be_random(self.base):
+            self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
         self._is_prepared = True
 
     def train_step(self, *args: Any) -> Any:
         # TensorFlow and PyTorch pass (data), JAX passes (state, data).
         *state, data = args
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        _check_same_rows(x=x, y=y, sample_weight=sample_weight)
+        check_same_rows(x=x, y=y, sample_weight=sample_weight)
         if not self._is_prepared:  # on TensorFlow, Keras builds models in their first step
-            if _is_unbuilt_sequential(self.base) and not tree.is_nested(x):
+            if is_unbuilt_sequential(self.base) and not tree.is_nested(x):
                 self.base.build((None, *x.shape[1:]))
             self._prepare()
         y, sample_weight = tree.map_structure(self._layout.widen, (y, sample_weight))  # the training graph repeats x
@@ -405,7 +398,7 @@ class RDropModel(PreprocessingModel):
         config = super().get_compile_config()
         if config:
             config["loss"] = keras.saving.serialize_keras_object(self.loss)
-            if _inner_optimizer(self) is _inner_optimizer(self.base):
+            if inner_optimizer(self) is inner_optimizer(self.base):
                 config["shares_optimizer"] = True
         return config
 
@@ -416,7 +409,7 @@ class RDropModel(PreprocessingModel):
         self.compile(**config)
         if shares_optimizer:
             # Keras saves its state once, as that of the base. With `mixed_float16`, each model has its own loss scale.
-            inner = _inner_optimizer(self)
+            inner = inner_optimizer(self)
             is_shared = inner is self.optimizer
             self.base.optimizer = inner if is_shared else keras.optimizers.LossScaleOptimizer(inner)
             self.base.optimizer.build(self.trainable_variables)
@@ -452,7 +445,7 @@ class RDropModel(PreprocessingModel):
         """
         which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
         title = f"{self.passes} passes over {which} of base='{self.base.name}'"
-        if _is_unbuilt_sequential(self.base):
+        if is_unbuilt_sequential(self.base):
             return f"{title}: the base has not been built. Call it on a batch first, or begin it with a `keras.Input`."
         found = self._find_training_graph()
         if found.is_base:
@@ -496,35 +489,6 @@ class RDropModel(PreprocessingModel):
                 "pair the rows with each other, so the copies of a row would be paired as well. Wrap the layers before "
                 f"the pairing in `keras_rdrop.layers.RDrop`, and train the base itself. Received: base={self.base!r}"
             )
-
-    def _check_randomness(self) -> None:
-        for layer in filter(randomness.shares_noise, randomness.stochastic_layers(self.base)):
-            message = "applies the same noise to every row, so it adds nothing to the divergence between the passes."
-            warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
-        self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
-        if not randomness.may_be_random(self.base):
-            self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
-
-    def _check_activation(self) -> None:
-        """Warns if the last layer returns probabilities and the loss takes logits, or the other way round."""
-        outputs = getattr(self.base, "outputs", None) or []
-        if len(outputs) != 1 or self._terms[0] is None:
-            return
-        last = (layer for layer in self.base.layers if getattr(layer, "output", None) is outputs[0])
-        layer: Any = next(last, None)
-        activation, loss = getattr(layer, "activation", None), self._terms[0].loss
-        takes_logits = pairing.takes_logits(loss)
-        if takes_logits and activation in (keras.activations.softmax, keras.activations.sigmoid):
-            returned, taken = "probabilities", "logits"
-        elif takes_logits is False and activation is keras.activations.linear and hasattr(layer, "kernel"):
-            returned, taken = "logits", "probabilities"
-        else:
-            return
-        warnings.warn(
-            f"Layer '{layer.name}' returns {returned}, but the loss '{loss.name}' takes {taken}, so both the loss and "
-            "the divergence are wrong. Change the activation of the layer, or `from_logits` of the loss.",
-            stacklevel=2,
-        )
 
     def _warn_of_no_effect(self, what: str) -> None:
         """Warns that R-Drop has no effect, once per `compile`."""
@@ -584,67 +548,3 @@ class _DivergenceTracker(keras.metrics.Metric):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads nothing, because nothing was saved."""
-
-
-def _check_base(base: Any) -> None:
-    check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
-    layers = randomness.all_layers(base)
-    if any(isinstance(layer, RDropModel) for layer in layers):
-        raise ValueError(
-            "Expected `base` to contain no `RDropModel`. Use the model that it wraps, its `base`, instead. "
-            f"Received: base={base!r}"
-        )
-    for name in (*_TRAINING_METHODS, *_EVALUATION_METHODS):
-        if _has_own(base, name):
-            raise ValueError(
-                f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
-                f"Override it in a subclass of `RDropModel` instead. Received: base={base!r}"
-            )
-    # A model keeps the metrics of its attributes in a list. `base.metrics` has those of `compile` too.
-    lists = [value for value in vars(base).values() if isinstance(value, list)]
-    metrics = [value for value in itertools.chain(*lists) if isinstance(value, keras.metrics.Metric)]
-    if metrics:
-        raise ValueError(
-            "Expected `base` to have no metrics of its own, because they would not be reported. Pass them to "
-            f"`compile(metrics=...)`. Received: base={base!r} with the metric '{metrics[0].name}'"
-        )
-    for layer in layers:
-        if getattr(layer, "stateful", False):
-            reason = "because the copies of a row in one batch would mix their states"
-            raise ValueError(
-                f"Expected `base` to have no stateful layer, {reason}. Received: base={base!r} with {layer!r}"
-            )
-
-
-def _inner_optimizer(model: keras.Model) -> Any:
-    """Returns the optimizer of a model. With `mixed_float16`, each `compile` wraps it in another object."""
-    optimizer = getattr(model, "optimizer", None)
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def _is_unbuilt_sequential(base: keras.Model) -> bool:
-    return isinstance(base, keras.Sequential) and not base.built
-
-
-def _check_same_rows(**data: Any) -> None:
-    """Raises an error if tensors have different numbers of rows, as far as these are known."""
-    shapes = {name: [shape for shape in map(_shape, tree.flatten(value)) if shape] for name, value in data.items()}
-    if len({shape[0] for shape in itertools.chain(*shapes.values())} - {None}) > 1:
-        received = ", ".join(f"{name} of shape {', '.join(map(str, found))}" for name, found in shapes.items() if found)
-        raise ValueError(
-            "Expected all tensors of a batch to have the same number of rows, because R-Drop repeats the rows. "
-            f"Received: {received}"
-        )
-
-
-def _shape(leaf: Any) -> tuple[int | None, ...]:
-    """Returns the shape of a tensor, or `()` if it has none, or one of unknown rank, as on TensorFlow."""
-    shape = getattr(leaf, "shape", None)
-    return () if shape is None or getattr(shape, "rank", 0) is None else tuple(shape)
-
-
-def _has_own(base: keras.Model, name: str) -> bool:
-    """Whether a model has its own version of a method: not that of Keras, nor one that only preprocesses raw data."""
-    owner = next(cls for cls in type(base).__mro__ if name in vars(cls))
-    is_known = package_of(owner) == "keras" or "preprocess_samples" in vars(owner)
-    return name in vars(base) or not is_known

@@ -33,3 +33,11 @@ def test_the_error_names_the_argument():
     message = r"^Expected `rate` to be a float\. Received: rate='a' of type <class 'str'>$"
     with pytest.raises(ValueError, match=message):
         _arguments.check("rate", "a", False, "a float")
+
+
+def test_tensors_of_a_batch_have_the_same_rows():
+    six, five = np.zeros((6, 2)), np.zeros(5)
+    _arguments.check_same_rows(x={"a": six, "b": 1.0}, y=[six, np.float32(0)], sample_weight=None)
+    message = r"same number of rows.*Received: x of shape \(6, 2\), \(6, 2\), y of shape \(5,\)$"
+    with pytest.raises(ValueError, match=message):
+        _arguments.check_same_rows(x=[six, six], y=five, sample_weight=None)

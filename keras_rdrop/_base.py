@@ -1,0 +1,84 @@
+"""What a base must be. Errors refuse what R-Drop cannot train, and warnings name what looks like a mistake."""
+
+import itertools
+import warnings
+from typing import Any
+
+import keras
+
+from keras_rdrop._arguments import check
+from keras_rdrop._keras import package_of
+from keras_rdrop._objective.pairing import takes_logits
+from keras_rdrop._passes import randomness
+from keras_rdrop._preprocessing import PreprocessingModel
+
+# Methods that `RDropModel` runs itself.
+_TRAINING = ("fit", "train_on_batch", "train_step", "compute_loss", "compute_metrics", "get_metrics_result")
+_EVALUATION = ("evaluate", "test_on_batch", "test_step")
+
+
+def check_base(base: keras.Model) -> None:
+    """Raises a `ValueError` if a base cannot be trained with R-Drop, or if something of it would be ignored."""
+    check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
+    layers = randomness.all_layers(base)
+    if any(isinstance(layer, PreprocessingModel) for layer in layers):
+        raise ValueError(
+            "Expected `base` to contain no `RDropModel`. Use the model that it wraps, its `base`, instead. "
+            f"Received: base={base!r}"
+        )
+    for name in (*_TRAINING, *_EVALUATION):
+        if _has_own(base, name):
+            raise ValueError(
+                f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
+                f"Override it in a subclass of `RDropModel` instead. Received: base={base!r}"
+            )
+    # A model keeps the metrics of its attributes in a list. `base.metrics` has those of `compile` too.
+    lists = [value for value in vars(base).values() if isinstance(value, list)]
+    metrics = [value for value in itertools.chain(*lists) if isinstance(value, keras.metrics.Metric)]
+    if metrics:
+        raise ValueError(
+            "Expected `base` to have no metrics of its own, because they would not be reported. Pass them to "
+            f"`compile(metrics=...)`. Received: base={base!r} with the metric '{metrics[0].name}'"
+        )
+    for layer in layers:
+        if getattr(layer, "stateful", False):
+            reason = "because the copies of a row in one batch would mix their states"
+            raise ValueError(
+                f"Expected `base` to have no stateful layer, {reason}. Received: base={base!r} with {layer!r}"
+            )
+
+
+def is_unbuilt_sequential(base: keras.Model) -> bool:
+    return isinstance(base, keras.Sequential) and not base.built
+
+
+def warn_of_shared_noise(base: keras.Model) -> None:
+    """Warns of layers that draw noise for the batch instead of for each row."""
+    for layer in filter(randomness.shares_noise, randomness.stochastic_layers(base)):
+        message = "applies the same noise to every row, so it adds nothing to the divergence between the passes."
+        warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
+
+
+def warn_of_activation(base: keras.Model, loss: keras.losses.Loss) -> None:
+    """Warns if the last layer returns probabilities and the loss takes logits, or the other way round."""
+    output = base.outputs[0]
+    layer: Any = next((layer for layer in base.layers if getattr(layer, "output", None) is output), None)
+    activation = getattr(layer, "activation", None)
+    if takes_logits(loss) and activation in (keras.activations.softmax, keras.activations.sigmoid):
+        returned, taken = "probabilities", "logits"
+    elif takes_logits(loss) is False and activation is keras.activations.linear and hasattr(layer, "kernel"):
+        returned, taken = "logits", "probabilities"
+    else:
+        return
+    warnings.warn(
+        f"Layer '{layer.name}' returns {returned}, but the loss '{loss.name}' takes {taken}, so both the loss and the "
+        "divergence are wrong. Change the activation of the layer, or `from_logits` of the loss.",
+        stacklevel=2,
+    )
+
+
+def _has_own(base: keras.Model, name: str) -> bool:
+    """Whether a model has its own version of a method: not that of Keras, nor one that only preprocesses raw data."""
+    owner = next(cls for cls in type(base).__mro__ if name in vars(cls))
+    is_known = package_of(owner) == "keras" or "preprocess_samples" in vars(owner)
+    return name in vars(base) or not is_known

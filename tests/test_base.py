@@ -1,0 +1,110 @@
+"""Errors and warnings about bases, seen through `RDropModel`."""
+
+import re
+import warnings
+
+import keras
+import pytest
+
+from keras_rdrop import RDropModel
+
+CLASSES = 5
+
+
+def classifier(*layers):
+    return keras.Sequential([keras.Input((8,)), *layers])
+
+
+def sparse_ce():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def data(rng):
+    return rng.normal(size=(12, 8)).astype("float32"), rng.integers(0, CLASSES, 12)
+
+
+@pytest.mark.parametrize("base", [None, keras.layers.Dense(1), "model"])
+def test_a_base_that_is_not_a_keras_model(base):
+    with pytest.raises(ValueError, match="Expected `base` to be a `keras.Model`.*Received: base="):
+        RDropModel(base)
+
+
+@pytest.mark.parametrize("on_instance", [False, True])
+@pytest.mark.parametrize("method", ["fit", "train_step", "test_step", "compute_loss", "compute_metrics", "evaluate"])
+def test_a_base_with_its_own_training_method(method, on_instance):
+    def own(*args, **kwargs):
+        return None
+
+    base = type("CustomModel", (keras.Model,), {} if on_instance else {method: own})()
+    if on_instance:
+        setattr(base, method, own)
+    with pytest.raises(ValueError, match=f"its own `{method}` would not be called"):
+        RDropModel(base)
+
+
+def test_a_base_with_its_own_metric(rng):
+    base = classifier(keras.layers.Dropout(0.3), keras.layers.Dense(CLASSES))
+    base.compile("sgd", sparse_ce(), metrics=["accuracy"])
+    base.fit(*data(rng), verbose=0)
+    RDropModel(base)  # the metrics of `compile` are not those of the base itself
+    base.own = keras.metrics.Mean(name="own")
+    with pytest.raises(ValueError, match="no metrics of its own.*with the metric 'own'"):
+        RDropModel(base)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: keras.Sequential([keras.Sequential([model])])])
+def test_a_base_that_contains_an_rdrop_model(wrap):
+    base = wrap(RDropModel(classifier(keras.layers.Dropout(0.3))))
+    with pytest.raises(ValueError, match="Expected `base` to contain no `RDropModel`.*Received: base="):
+        RDropModel(base)
+
+
+def test_a_stateful_layer(rng):
+    lstm = keras.layers.LSTM(4, stateful=True, name="lstm")
+    with pytest.raises(ValueError, match="Expected `base` to have no stateful layer.*name=lstm"):
+        RDropModel(keras.Sequential([keras.Input(batch_shape=(8, 5, 3)), keras.layers.Dropout(0.3), lstm]))
+
+
+def test_noise_shared_by_the_batch_warns(rng):
+    dropout = keras.layers.Dropout(0.5, noise_shape=(1, 8), name="shared")
+    model = RDropModel(classifier(dropout, keras.layers.Dense(CLASSES)))
+    model.compile("sgd", sparse_ce())
+    with pytest.warns(UserWarning, match="Layer 'shared' applies the same noise to every row"):
+        model.train_on_batch(*data(rng))
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+@pytest.mark.parametrize(
+    ("loss", "units", "activation", "wrong"),
+    [
+        (sparse_ce(), CLASSES, "softmax", "returns probabilities, but the loss '.*' takes logits"),
+        (keras.losses.BinaryCrossentropy(from_logits=True), 1, "sigmoid", "returns probabilities, but the loss"),
+        ("sparse_categorical_crossentropy", CLASSES, None, "returns logits, but the loss '.*' takes probabilities"),
+        ("crossentropy", CLASSES, None, "returns logits, but the loss 'crossentropy' takes prob"),
+        (sparse_ce(), CLASSES, None, None),
+        ("sparse_categorical_crossentropy", CLASSES, "softmax", None),
+        ("mean_squared_error", 1, None, None),
+    ],
+)
+def test_an_activation_that_does_not_fit_the_loss_warns(loss, units, activation, wrong, is_built, rng):
+    last = keras.layers.Dense(units, activation=activation, name="last")
+    base = keras.Sequential([keras.Input((8,))] * is_built + [keras.layers.Dropout(0.3), last])
+    model = RDropModel(base)
+    model.compile("sgd", loss)
+    x, y = data(rng)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        model.train_on_batch(x, y if units > 1 else (y > 2).astype("float32"))
+    messages = [str(warning.message) for warning in caught if "Layer 'last'" in str(warning.message)]
+    assert len(messages) == (wrong is not None)
+    assert wrong is None or re.search(f"Layer 'last' {wrong}", messages[0])
+
+
+def test_probabilities_that_are_cast_by_a_linear_activation_do_not_warn(rng):
+    probabilities = keras.layers.Dense(CLASSES, activation="softmax")
+    cast = keras.layers.Activation("linear", dtype="float32")
+    model = RDropModel(classifier(keras.layers.Dropout(0.3), probabilities, cast))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.train_on_batch(*data(rng))

@@ -28,7 +28,7 @@ def is_finite(value: Any) -> bool:
 
 def check_same_rows(**data: Any) -> None:
     """Raises a `ValueError` if tensors have different numbers of rows, as far as these are known."""
-    shapes = {name: [shape for shape in map(_shape, tree.flatten(value)) if shape] for name, value in data.items()}
+    shapes = {name: [shape for shape in map(known_shape, tree.flatten(value)) if shape] for name, value in data.items()}
     if len({shape[0] for shape in itertools.chain(*shapes.values())} - {None}) > 1:
         received = ", ".join(f"{name} of shape {', '.join(map(str, found))}" for name, found in shapes.items() if found)
         raise ValueError(
@@ -37,7 +37,7 @@ def check_same_rows(**data: Any) -> None:
         )
 
 
-def _shape(leaf: Any) -> tuple[int | None, ...]:
-    """Returns the shape of a tensor, or `()` if it has none, or one of unknown rank, as on TensorFlow."""
-    shape = getattr(leaf, "shape", None)
+def known_shape(value: Any) -> tuple[int | None, ...]:
+    """Returns the shape of a tensor, or `()` for another value and, on TensorFlow, for a tensor of unknown rank."""
+    shape = getattr(value, "shape", None)
     return () if shape is None or getattr(shape, "rank", 0) is None else tuple(shape)

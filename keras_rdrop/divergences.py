@@ -9,13 +9,14 @@ because the sums over all pairs reduce to sums over the passes. For two passes i
 With `a` the probabilities and `b` their logarithms, this is the symmetric KL of the paper.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_rdrop._arguments import check
+from keras_rdrop._arguments import check, known_shape
 from keras_rdrop._keras import LOWEST_LOGIT, Tensor, at_least_float32
 
 # The smallest normal float32. Float32 cannot hold the logarithm of a smaller probability.
@@ -41,7 +42,7 @@ def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) ->
         A float tensor of shape `(batch, ...)`, without `axis`, in nats, in `[0, inf)`.
 
     Raises:
-        ValueError: If there are fewer than two predictions.
+        ValueError: If there are fewer than two predictions, or if their shapes differ.
 
     Example:
 
@@ -76,7 +77,7 @@ def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: in
         A float tensor of shape `(batch, ...)`, without `axis`, in nats per unit, in `[0, inf)`.
 
     Raises:
-        ValueError: If there are fewer than two predictions.
+        ValueError: If there are fewer than two predictions, or if their shapes differ.
 
     Example:
 
@@ -109,7 +110,7 @@ def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
         A float tensor of shape `(batch, ...)`, without `axis`, in squared units of the prediction, in `[0, inf)`.
 
     Raises:
-        ValueError: If there are fewer than two predictions.
+        ValueError: If there are fewer than two predictions, or if their shapes differ.
 
     Example:
 
@@ -150,10 +151,14 @@ def get(identifier: Any) -> keras.losses.Loss:
 
 
 def _as_float(y_preds: Sequence[Tensor]) -> list[Tensor]:
-    """Converts predictions to tensors of at least float32."""
+    """Converts predictions of the same shape to tensors of at least float32."""
     if len(y_preds) < 2:
         raise ValueError(f"Expected two or more predictions to compare. Received: {len(y_preds)}")
-    return [ops.cast(tensor, at_least_float32(tensor.dtype)) for tensor in map(ops.convert_to_tensor, y_preds)]
+    tensors = [ops.convert_to_tensor(y_pred) for y_pred in y_preds]
+    shapes = [shape for shape in map(known_shape, tensors) if shape]
+    if any(len({*sizes} - {None}) > 1 for sizes in itertools.zip_longest(*shapes, fillvalue=0)):
+        raise ValueError(f"Expected predictions of the same shape. Received: {', '.join(map(str, shapes))}")
+    return [ops.cast(tensor, at_least_float32(tensor.dtype)) for tensor in tensors]
 
 
 def _covariance(a: list[Tensor], b: list[Tensor]) -> Tensor:

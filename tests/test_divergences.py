@@ -181,6 +181,14 @@ def test_a_single_prediction_raises_an_error():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 3), (4, 1), (3,), (4, 3, 1)])
+def test_predictions_of_different_shapes_raise_an_error(kind, shape):
+    """They would broadcast, mostly."""
+    with pytest.raises(ValueError, match=r"Expected predictions of the same shape. Received: \(4, 3\), \("):
+        KINDS[kind][0](np.full((4, 3), 1 / 3), np.full(shape, 1 / 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_get_accepts_the_name_of_a_function_and_any_loss(kind):
     function, cls = KINDS[kind][0], CLASSES[kind]
     loss = divergences.get(function.__name__)

@@ -59,22 +59,32 @@ def warn_of_shared_noise(base: keras.Model) -> None:
         warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
 
 
-def warn_of_activation(base: keras.Model, loss: keras.losses.Loss) -> None:
-    """Warns if the last layer returns probabilities and the loss takes logits, or the other way round."""
-    output = base.outputs[0]
-    layer: Any = next((layer for layer in base.layers if getattr(layer, "output", None) is output), None)
-    activation = getattr(layer, "activation", None)
-    if takes_logits(loss) and activation in (keras.activations.softmax, keras.activations.sigmoid):
+def warn_of_activation(base: keras.Model, loss: keras.losses.Loss, divergence: keras.losses.Loss | None) -> None:
+    """Warns if the only output is probabilities and the loss or the divergence takes logits, or the other way round."""
+    kind, function = "loss", loss
+    if takes_logits(loss) is None and divergence is not None:
+        kind, function = "divergence", divergence
+    is_logits = takes_logits(function)
+    last = _last_operation(base)
+    activation = getattr(last, "activation", None)
+    returns_probabilities = activation in (keras.activations.softmax, keras.activations.sigmoid)
+    if is_logits and (returns_probabilities or type(last).__name__ in ("Softmax", "Sigmoid")):  # layer or operation
         returned, taken = "probabilities", "logits"
-    elif takes_logits(loss) is False and activation is keras.activations.linear and hasattr(layer, "kernel"):
+    elif is_logits is False and activation is keras.activations.linear and hasattr(last, "kernel"):
         returned, taken = "logits", "probabilities"
     else:
         return
     warnings.warn(
-        f"Layer '{layer.name}' returns {returned}, but the loss '{loss.name}' takes {taken}, so both the loss and the "
-        "divergence are wrong. Change the activation of the layer, or `from_logits` of the loss.",
+        f"Layer '{last.name}' returns {returned}, but the {kind} '{function.name}' takes {taken}, so it is wrong. "
+        "Change the activation of the layer, or `from_logits`.",
         stacklevel=2,
     )
+
+
+def _last_operation(model: keras.Model) -> Any:
+    """Returns the layer or operation that computes the output of a Functional or Sequential model with one output."""
+    last = getattr(model, "operations", model.layers)[-1]
+    return _last_operation(last) if len(getattr(last, "outputs", None) or []) == 1 else last
 
 
 def _has_own(base: keras.Model, name: str) -> bool:

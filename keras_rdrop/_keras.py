@@ -43,6 +43,31 @@ def is_ragged(tensor: Tensor) -> bool:
 LOWEST_LOGIT = -1e30
 
 
+def require_rows(data: Any, rows: int | Tensor) -> Any:
+    """Requires all tensors of a batch to have this number of rows, where TensorFlow knows it only in the running step.
+
+    Raises:
+        tf.errors.InvalidArgumentError: In the running step.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return data
+    import tensorflow as tf
+
+    def is_known(leaf: Any) -> bool:
+        return not isinstance(leaf, tf.Tensor) or not leaf.shape.rank or (isinstance(rows, int) and leaf.shape[0])
+
+    received = [tf.shape(leaf)[0] for leaf in tree.flatten(data) if not is_known(leaf)]
+    if not received:
+        return data
+    expected = "Expected all tensors of a batch to have the same number of rows, because R-Drop repeats the rows."
+    is_equal = tf.reduce_all(tf.equal(received, rows))
+    tf.debugging.Assert(is_equal, [expected, "Received:", *received, "rows"], name="check_rows")
+    with tf.name_scope("check_rows"):  # XLA leaves out the assertion, but not the error of a reshape
+        return tree.map_structure(
+            lambda leaf: leaf if is_known(leaf) else tf.reshape(leaf, (rows, *ops.shape(leaf)[1:])), data
+        )
+
+
 def at_least_float32(dtype: Any) -> str:
     """Returns the dtype in which losses and divergences of predictions of `dtype` are computed."""
     # On PyTorch, `keras.backend.result_type` turns float64 into float32.
@@ -163,7 +188,7 @@ def get_loss(identifier: Any) -> keras.losses.Loss:
     if isinstance(loss, keras.losses.Loss):
         return loss
     # The class in which Keras wraps a function is not public, but `MeanSquaredError` is a subclass of it.
-    default_name = getattr(loss, "__name__", type(loss).__name__)
+    default_name = getattr(loss, "__name__", type(loss).__name__).strip("<>")  # TensorFlow refuses `<lambda>`
     wrapper = keras.losses.MeanSquaredError(name=identifier if isinstance(identifier, str) else default_name)
     wrapper.fn = loss
     return wrapper

@@ -17,6 +17,7 @@ from keras_rdrop._keras import (
     inner_optimizer,
     keep_variables_on_error,
     overrides,
+    require_rows,
     undo_replica_scaling,
 )
 from keras_rdrop._objective import pairing
@@ -73,8 +74,8 @@ class RDropModel(PreprocessingModel):
             arXiv:2410.05101); masked frames are excluded from the loss too.
         unlabelled: Number that marks unlabelled targets, for semi-supervised training. In `fit`, elements with this
             target have weight 0 in the loss, and count in the divergence. A vector of targets is unlabelled if all of
-            it has this value. `None`: all targets are labels. Training metrics treat the marker as any other target.
-            Validation data must not contain it.
+            it has this value. A vector with some such elements is an ordinary target. `None`: all targets are labels.
+            Training metrics treat the marker as any other target. Validation data must not contain it.
         share_prefix: Whether the layers of a Functional or Sequential base before the first random layer run once per
             row instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False`
             repeats the rows at the inputs, as for a subclassed base. Use it if a callback raises a rate from 0 during
@@ -172,8 +173,12 @@ class RDropModel(PreprocessingModel):
         if not is_schedule:
             self.divergence_tracker.set_alpha(self, self._alpha)
 
+    def build(self, input_shape: Any) -> None:
+        if is_unbuilt_sequential(self.base):
+            self.base.build(input_shape)
+        self.built = True
+
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        kwargs.pop("kwargs", None)  # to build the model, Keras passes `kwargs={}`, which few bases accept
         if not training:
             return self.base(inputs, training=training, **kwargs)
         if self._current.step is None:
@@ -197,7 +202,8 @@ class RDropModel(PreprocessingModel):
 
         Args:
             optimizer: As in `keras.Model.compile`.
-            loss: As in `keras.Model.compile`, but required, because the divergence depends on it.
+            loss: As in `keras.Model.compile`, but required, because the divergence depends on it. `"auto"`, as in tasks
+                of KerasHub, raises an error.
             loss_weights: As in `keras.Model.compile`. The weight of an output applies to its divergence too.
             *args: Further arguments of `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`.
@@ -214,8 +220,9 @@ class RDropModel(PreprocessingModel):
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
         ```
         """
-        if loss is None:
-            raise ValueError("Expected `loss` in `compile()`, which the divergence depends on. Received: loss=None")
+        if loss is None or loss == "auto":  # the default of KerasHub's tasks
+            expected = "Expected `loss` in `compile()`, which the divergence depends on"
+            raise ValueError(f"{expected}. Received: loss={loss!r}")
         output_names: Any = getattr(self, "output_names", None)
         for metric in [*tree.flatten((args, kwargs)), *self.base.metrics]:
             if "divergence" in (getattr(metric, "name", None), getattr(metric, "__name__", None)):
@@ -286,6 +293,9 @@ class RDropModel(PreprocessingModel):
                 "Expected a model without its own `call`, because `export` exports the base. Export a `keras.Model` "
                 f"that calls `model.base` instead. Received: {self!r}"
             )
+        if keras.backend.backend() == "torch":
+            # For ONNX, Keras must register the parameters of a base that was built in the call of this model.
+            list(self.base.parameters())
         return self.base.export(*args, **kwargs)
 
     def set_state_tree(self, state_tree: Any) -> None:
@@ -317,7 +327,7 @@ class RDropModel(PreprocessingModel):
         self._refuse_paired_rows()
         warn_of_shared_noise(self.base)
         if len(getattr(self.base, "outputs", None) or []) == 1 and self._terms[0] is not None:
-            warn_of_activation(self.base, self._terms[0].loss)
+            warn_of_activation(self.base, self._terms[0].loss, self._terms[0].divergence)
         self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
         if not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
@@ -332,9 +342,10 @@ class RDropModel(PreprocessingModel):
             if is_unbuilt_sequential(self.base) and not tree.is_nested(x):
                 self.base.build((None, *x.shape[1:]))
             self._prepare()
-        y, sample_weight = tree.map_structure(self._layout.widen, (y, sample_weight))  # the training graph repeats x
-        data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        alpha, layout = self._alpha_at_iteration(*state), self._layout.for_batch(x)
+        layout = self._layout.for_batch(x)
+        x, y, sample_weight = require_rows((x, y, sample_weight), layout.rows)
+        y, sample_weight = tree.map_structure(layout.widen, (y, sample_weight))  # the training graph repeats x
+        data, alpha = keras.utils.pack_x_y_sample_weight(x, y, sample_weight), self._alpha_at_iteration(*state)
         with self._current.set(Step(alpha, layout, self._training_graph.last_layer)):
             return super().train_step(*state, data)
 
@@ -499,7 +510,8 @@ class RDropModel(PreprocessingModel):
             warnings.warn(message, stacklevel=2)
 
 
-# On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference.
+# On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference, and for
+# regression in the unit of the predictions, as the loss is.
 _ROUNDING = 1e-10
 
 
@@ -513,7 +525,7 @@ class _CheckDivergence(keras.callbacks.Callback):
             self.is_first = False
             # A subclass may log other names, and an evaluation in the last batch leaves no rows to average over.
             rows = self.model.divergence_tracker.sums[1]
-            if rows > 0 and logs.get("divergence", math.inf) < _ROUNDING:
+            if rows > 0 and logs.get("divergence", math.inf) <= _ROUNDING * abs(logs.get("loss", 1.0)):
                 self.model._warn_of_no_effect("The divergence between the passes was 0")
 
 

@@ -6,7 +6,7 @@ import warnings
 import keras
 import pytest
 
-from keras_rdrop import RDropModel
+from keras_rdrop import RDropModel, divergences
 
 CLASSES = 5
 
@@ -98,6 +98,43 @@ def test_an_activation_that_does_not_fit_the_loss_warns(loss, units, activation,
     messages = [str(warning.message) for warning in caught if "Layer 'last'" in str(warning.message)]
     assert len(messages) == (wrong is not None)
     assert wrong is None or re.search(f"Layer 'last' {wrong}", messages[0])
+
+
+@pytest.mark.parametrize("head", ["layer", "operation", "nested"])
+def test_a_softmax_of_its_own_with_a_loss_that_takes_logits_warns(head, rng):
+    inputs = keras.Input((8,))
+    logits = keras.layers.Dense(CLASSES)(keras.layers.Dropout(0.3)(inputs))
+    softmax = keras.layers.Softmax() if head != "operation" else keras.ops.softmax
+    if head == "nested":
+        softmax = keras.Sequential([keras.layers.Dense(CLASSES), keras.Sequential([softmax])])
+    model = RDropModel(keras.Model(inputs, softmax(logits)))
+    model.compile("sgd", sparse_ce())
+    with pytest.warns(UserWarning, match="returns probabilities, but the loss '.*' takes logits"):
+        model.train_on_batch(*data(rng))
+
+
+@pytest.mark.parametrize(
+    ("activation", "from_logits", "wrong"),
+    [
+        ("softmax", True, "returns probabilities, but the divergence 'symmetric_kl' takes logits"),
+        (None, False, "returns logits, but the divergence 'symmetric_kl' takes probabilities"),
+        ("softmax", False, None),
+        (None, True, None),
+    ],
+)
+def test_an_activation_that_does_not_fit_the_divergence_warns(activation, from_logits, wrong, rng):
+    """A loss of the user does not tell whether it takes logits."""
+    model = RDropModel(
+        classifier(keras.layers.Dropout(0.3), keras.layers.Dense(CLASSES, activation=activation)),
+        divergence=divergences.SymmetricKL(from_logits=from_logits),
+    )
+    model.compile("sgd", lambda y, p: keras.losses.sparse_categorical_crossentropy(y, p, from_logits=not activation))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        model.train_on_batch(*data(rng))
+    messages = [str(warning.message) for warning in caught if "Layer 'dense" in str(warning.message)]
+    assert len(messages) == (wrong is not None)
+    assert wrong is None or wrong in messages[0]
 
 
 def test_probabilities_that_are_cast_by_a_linear_activation_do_not_warn(rng):

@@ -108,7 +108,7 @@ def supports_last_layer(output_loss: OutputLoss | None) -> bool:
 
 
 def takes_logits(loss: Loss) -> bool | None:
-    """Whether a loss takes logits as predictions, or `None` if it takes neither logits nor probabilities."""
+    """Whether a loss takes logits as predictions, or `None` if it is not known to take logits or probabilities."""
     if _is_ctc(loss) or isinstance(loss, _CrossEntropy):
         return _is_ctc(loss)
     function = get_loss_function(loss)
@@ -177,11 +177,16 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         return _FramewiseSymmetricKL("framewise_symmetric_kl", **common)
     inferred = _DIVERGENCE_OF_LOSS.get(get_loss_function(loss))
     requested = inferred if identifier == "auto" else type(divergences.get(identifier))
-    # A KL divergence needs a loss on distributions, from which it takes `from_logits`.
-    if requested is None or (requested in _KL and inferred not in _KL):
+    if requested is None:
         raise ValueError(
-            "Expected a cross-entropy or regression loss of Keras, from which a divergence follows, or a divergence "
-            "such as `RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=True))`. "
+            "Expected a cross-entropy or regression loss of Keras, from which a divergence follows, or another "
+            "divergence, such as `RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=...))`. "
+            f"Received: the loss '{loss.name}' and divergence={identifier!r}"
+        )
+    if requested in _KL and inferred not in _KL:
+        raise ValueError(
+            f"Expected a loss from which {identifier!r} can take `from_logits`, or the divergence "
+            f"`keras_rdrop.divergences.{requested.__name__}(from_logits=...)`. "
             f"Received: the loss '{loss.name}' and divergence={identifier!r}"
         )
     if isinstance(loss, SparseCategoricalCrossentropy):

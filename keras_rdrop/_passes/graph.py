@@ -7,6 +7,7 @@ repeated at its inputs.
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,9 @@ def find_training_graph(
         fuse_head: Whether the graph ends before the last layer of the base.
     """
     try:
-        return _training_graph(base, layout, share_prefix, fuse_head)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those about the graph were given when the base was built
+            return _training_graph(base, layout, share_prefix, fuse_head)
     except Exception as error:  # user-defined layers are called again, and may not accept this batch size
         is_known = isinstance(error, _NoTrainingGraph)
         reason = str(error) if is_known else f"its layers cannot be called again ({type(error).__name__}: {error})"
@@ -122,7 +125,7 @@ def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, f
     if fuse_head and not rebuilder.frontier:
         raise _NoTrainingGraph("no layer is random, so the rows would be repeated after the last layer")
     if not fuse_head and not rebuilder.shared:
-        raise _NoTrainingGraph("its first layer may be random")
+        raise _NoTrainingGraph(f"no layer comes before {', '.join(rebuilder.frontier)}, which may be random")
     model, last_layer = rebuilder.split_last_layer(model) if fuse_head else (rebuilder.flatten_last_layer(model), None)
     return TrainingGraph(layout, model, None, list(rebuilder.frontier), list(rebuilder.shared), last_layer)
 

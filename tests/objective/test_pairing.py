@@ -58,10 +58,19 @@ def test_auto_uses_the_axis_and_reduction_of_the_loss():
     assert output_loss.divergence.reduction == output_loss.reduction == "mean_with_sample_weight"
 
 
-@pytest.mark.parametrize(("loss", "divergence"), [("mse", "symmetric_kl"), (L.cosine_similarity, "auto")])
-def test_a_loss_without_a_matching_divergence_raises_an_error(loss, divergence):
+@pytest.mark.parametrize("loss", [L.cosine_similarity, L.Dice()])
+def test_a_loss_without_a_matching_divergence_raises_an_error(loss):
     with pytest.raises(ValueError, match="Expected a cross-entropy or regression loss of Keras, from which"):
-        output_losses(loss, divergence, None, CurrentStep())
+        output_losses(loss, "auto", None, CurrentStep())
+
+
+@pytest.mark.parametrize("loss", ["mse", L.Dice()])
+@pytest.mark.parametrize("divergence", [SymmetricKL, BernoulliSymmetricKL])
+def test_a_name_that_needs_from_logits_raises_an_error_with_a_loss_that_has_none(loss, divergence):
+    name = divergence.function.__name__
+    expected = f"from which '{name}' can take `from_logits`, or the .*{divergence.__name__}.from_logits=.*Received: the"
+    with pytest.raises(ValueError, match=expected):
+        output_losses(loss, name, None, CurrentStep())
 
 
 def test_an_axis_that_keras_does_not_expose_needs_an_explicit_divergence():

@@ -305,8 +305,8 @@ def unbuilt():
         (folded_rows, "does not have one row per row of the batch"),
         (folded_rows_of_a_nested_model, "does not have one row per row of the batch"),
         (time_steps_first, "does not have one row per row of the batch"),
-        (custom_first_layer, "its first layer may be random"),
-        (random_first_layer, "its first layer may be random"),
+        (custom_first_layer, "no layer comes before"),
+        (random_first_layer, "no layer comes before"),
         (unbuilt, "a subclassed or unbuilt base has no graph"),
         (hidden_mask_base, "removes the mask of a tensor that a random layer reads too"),
         (explicit_mask_base, "removes the mask of a tensor that a random layer reads too"),
@@ -550,3 +550,13 @@ def test_optimizations_do_not_change_training_on_random_graphs(build, seed, size
     assert logs[0] == pytest.approx(logs[1], rel=1e-3, abs=1e-5)  # recurrent layers amplify rounding
     for weight, expected in zip(*weights, strict=True):
         np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_warnings_about_the_graph_of_the_base_are_not_repeated():
+    inputs = {name: keras.Input((4,)) for name in ("a", "b")}  # Keras warns that the inputs have other names
+    hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(4)(inputs["a"] + inputs["b"]))
+    with pytest.warns(UserWarning, match="Received key 'a'"):
+        base = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not find_training_graph(base, PassLayout(2)).is_base

@@ -924,6 +924,14 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"Expected all tensors .* same number of rows.* Received: x of shape \(6"):
             model.train_on_batch(x, y)
 
+    def test_sample_weights_of_another_number_of_rows(self, rng):
+        x, y = data(rng)
+        model = RDropModel(dropout_classifier())
+        model.compile("sgd", sparse_ce())
+        model.train_on_batch(x, y)  # in the first batch, Keras itself raises an error
+        with pytest.raises(ValueError, match=r"same number of rows.*sample_weight of shape \(6,\)"):
+            model.train_on_batch(x, y, sample_weight=np.ones(6))
+
     @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends know the shapes in each step")
     @pytest.mark.parametrize("jit_compile", [False, True])
     @pytest.mark.parametrize("wrong", ["x", "y", "sample_weight"])

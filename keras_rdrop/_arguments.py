@@ -4,8 +4,11 @@ import itertools
 import numbers
 from typing import Any
 
+import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
+
+_SAME_ROWS = "Expected all tensors of a batch to have the same number of rows, because R-Drop repeats the rows."
 
 
 def check(argument: str, value: Any, is_valid: bool, expected: str) -> None:
@@ -31,10 +34,37 @@ def check_same_rows(**data: Any) -> None:
     shapes = {name: [shape for shape in map(known_shape, tree.flatten(value)) if shape] for name, value in data.items()}
     if len({shape[0] for shape in itertools.chain(*shapes.values())} - {None}) > 1:
         received = ", ".join(f"{name} of shape {', '.join(map(str, found))}" for name, found in shapes.items() if found)
-        raise ValueError(
-            "Expected all tensors of a batch to have the same number of rows, because R-Drop repeats the rows. "
-            f"Received: {received}"
-        )
+        raise ValueError(f"{_SAME_ROWS} Received: {received}")
+
+
+def require_rows(data: Any, rows: Any) -> Any:
+    """Requires all tensors of a batch to have this number of rows, where TensorFlow knows it only in the running step.
+
+    Sparse and ragged tensors are not checked.
+
+    Raises:
+        tf.errors.InvalidArgumentError: In the running step, before it changes a weight.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return data
+    import tensorflow as tf
+
+    def is_known(leaf: Any) -> bool:
+        return not isinstance(leaf, tf.Tensor) or not leaf.shape.rank or (isinstance(rows, int) and leaf.shape[0])
+
+    received = [tf.shape(leaf)[0] for leaf in tree.flatten(data) if not is_known(leaf)]
+    if not received:
+        return data
+    is_equal = tf.reduce_all(tf.equal(received, rows))
+    check = tf.debugging.Assert(is_equal, [_SAME_ROWS, "Received:", *received, "rows"], name="check_rows")
+
+    def require(leaf: Any) -> Any:
+        # XLA leaves out the assertion, but not the error of a reshape. Without XLA, the reshape needs
+        # an `identity`: TensorFlow would leave it out, and run the step beside the check.
+        return leaf if is_known(leaf) else tf.reshape(tf.identity(leaf), (rows, *ops.shape(leaf)[1:]))
+
+    with tf.name_scope("check_rows"), tf.control_dependencies([check]):
+        return tree.map_structure(require, data)
 
 
 def known_shape(value: Any) -> tuple[int | None, ...]:

@@ -69,22 +69,29 @@ def warn_of_activation(base: keras.Model, loss: keras.losses.Loss, divergence: k
     activation = getattr(last, "activation", None)
     returns_probabilities = activation in (keras.activations.softmax, keras.activations.sigmoid)
     if is_logits and (returns_probabilities or type(last).__name__ in ("Softmax", "Sigmoid")):  # layer or operation
-        returned, taken = "probabilities", "logits"
+        returned, taken, change = "probabilities", "logits", "Remove the activation"
     elif is_logits is False and activation is keras.activations.linear and hasattr(last, "kernel"):
-        returned, taken = "logits", "probabilities"
+        returned, taken, change = "logits", "probabilities", "Add an activation"
     else:
         return
     warnings.warn(
-        f"Layer '{last.name}' returns {returned}, but the {kind} '{function.name}' takes {taken}, so it is wrong. "
-        "Change the activation of the layer, or `from_logits`.",
+        f"'{last.name}' returns {returned}, but the {kind} '{function.name}' takes {taken}, so its values are wrong. "
+        f"{change}, or set `from_logits` to match.",
         stacklevel=2,
     )
 
 
 def _last_operation(model: keras.Model) -> Any:
-    """Returns the layer or operation that computes the output of a Functional or Sequential model with one output."""
-    last = getattr(model, "operations", model.layers)[-1]
-    return _last_operation(last) if len(getattr(last, "outputs", None) or []) == 1 else last
+    """Returns the layer or operation that computes the output of a Functional or Sequential model, or `None`."""
+    outputs = getattr(model, "outputs", None)
+    if not (isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], keras.KerasTensor)):
+        return None  # a subclassed model, or one with several outputs
+    is_functional = hasattr(model, "operations")
+    last = (model.operations if is_functional else model.layers)[-1]
+    if isinstance(last, keras.Model):
+        return _last_operation(last)
+    # A shared operation is sorted by its first call, so another one may be the last in the list.
+    return last if not is_functional or last.output is outputs[0] else None
 
 
 def _has_own(base: keras.Model, name: str) -> bool:

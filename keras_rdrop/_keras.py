@@ -1,4 +1,7 @@
-"""Workarounds for what Keras keeps private: signatures, dtypes, devices, masks, reductions, functions of losses."""
+"""Workarounds for Keras, by public means.
+
+It keeps private: signatures, dtypes, devices, masks, reductions, functions of losses. It loses variables in an error.
+"""
 
 import functools
 import inspect
@@ -41,31 +44,6 @@ def is_ragged(tensor: Tensor) -> bool:
 
 # Takes the place of logits of -inf, which masked classes have: the difference of two of them would not be a number.
 LOWEST_LOGIT = -1e30
-
-
-def require_rows(data: Any, rows: int | Tensor) -> Any:
-    """Requires all tensors of a batch to have this number of rows, where TensorFlow knows it only in the running step.
-
-    Raises:
-        tf.errors.InvalidArgumentError: In the running step.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return data
-    import tensorflow as tf
-
-    def is_known(leaf: Any) -> bool:
-        return not isinstance(leaf, tf.Tensor) or not leaf.shape.rank or (isinstance(rows, int) and leaf.shape[0])
-
-    received = [tf.shape(leaf)[0] for leaf in tree.flatten(data) if not is_known(leaf)]
-    if not received:
-        return data
-    expected = "Expected all tensors of a batch to have the same number of rows, because R-Drop repeats the rows."
-    is_equal = tf.reduce_all(tf.equal(received, rows))
-    tf.debugging.Assert(is_equal, [expected, "Received:", *received, "rows"], name="check_rows")
-    with tf.name_scope("check_rows"):  # XLA leaves out the assertion, but not the error of a reshape
-        return tree.map_structure(
-            lambda leaf: leaf if is_known(leaf) else tf.reshape(leaf, (rows, *ops.shape(leaf)[1:])), data
-        )
 
 
 def at_least_float32(dtype: Any) -> str:

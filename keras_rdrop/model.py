@@ -9,7 +9,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._arguments import check, check_same_rows, is_finite
+from keras_rdrop._arguments import check, check_same_rows, is_finite, require_rows
 from keras_rdrop._base import check_base, is_unbuilt_sequential, warn_of_activation, warn_of_shared_noise
 from keras_rdrop._keras import (
     Tensor,
@@ -17,7 +17,6 @@ from keras_rdrop._keras import (
     inner_optimizer,
     keep_variables_on_error,
     overrides,
-    require_rows,
     undo_replica_scaling,
 )
 from keras_rdrop._objective import pairing
@@ -174,6 +173,11 @@ class RDropModel(PreprocessingModel):
             self.divergence_tracker.set_alpha(self, self._alpha)
 
     def build(self, input_shape: Any) -> None:
+        """Builds a `keras.Sequential` base. Any other base builds itself in its first call.
+
+        Args:
+            input_shape: As in `keras.Sequential.build`.
+        """
         if is_unbuilt_sequential(self.base):
             self.base.build(input_shape)
         self.built = True
@@ -272,7 +276,7 @@ class RDropModel(PreprocessingModel):
         keras_rdrop.RDropModel(base).load_weights("base.weights.h5")
         ```
         """
-        if not self.base.built:  # `build` does not build the base, so nothing would be loaded
+        if not self.base.built:  # nothing would be loaded
             raise ValueError(
                 f"Expected a base that has been built. Received: base={self.base!r}. Call it on a batch first."
             )
@@ -326,7 +330,7 @@ class RDropModel(PreprocessingModel):
             raise ValueError(f"{expected}. Received: {found}.")
         self._refuse_paired_rows()
         warn_of_shared_noise(self.base)
-        if len(getattr(self.base, "outputs", None) or []) == 1 and self._terms[0] is not None:
+        if len(self._terms) == 1 and self._terms[0] is not None:
             warn_of_activation(self.base, self._terms[0].loss, self._terms[0].divergence)
         self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
         if not randomness.may_be_random(self.base):
@@ -510,8 +514,8 @@ class RDropModel(PreprocessingModel):
             warnings.warn(message, stacklevel=2)
 
 
-# On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference, and for
-# regression in the unit of the predictions, as the loss is.
+# On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference. It is
+# compared with a loss below 1, because in regression the predictions may be tiny.
 _ROUNDING = 1e-10
 
 
@@ -525,7 +529,7 @@ class _CheckDivergence(keras.callbacks.Callback):
             self.is_first = False
             # A subclass may log other names, and an evaluation in the last batch leaves no rows to average over.
             rows = self.model.divergence_tracker.sums[1]
-            if rows > 0 and logs.get("divergence", math.inf) <= _ROUNDING * abs(logs.get("loss", 1.0)):
+            if rows > 0 and logs.get("divergence", math.inf) <= _ROUNDING * min(abs(logs.get("loss", 1.0)), 1.0):
                 self.model._warn_of_no_effect("The divergence between the passes was 0")
 
 

@@ -180,7 +180,8 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
     if requested is None:
         raise ValueError(
             "Expected a cross-entropy or regression loss of Keras, from which a divergence follows, or another "
-            "divergence, such as `RDropModel(divergence=keras_rdrop.divergences.SymmetricKL(from_logits=...))`. "
+            "divergence: `RDropModel(divergence='mean_squared_difference')` for numbers, or "
+            "`divergence=keras_rdrop.divergences.SymmetricKL(from_logits=...)` for classes. "
             f"Received: the loss '{loss.name}' and divergence={identifier!r}"
         )
     if requested in _KL and inferred not in _KL:

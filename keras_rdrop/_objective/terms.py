@@ -85,6 +85,7 @@ class SeparateTerms:
         self.loss, self.divergence = loss, divergence
         self.divergence_reduction = None if divergence is None else Reduction(divergence)
         self.ignore_class = loss.get_config().get("ignore_class")
+        self.is_by_row = is_by_row(loss)
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         batch = batch.complete(step.layout)
@@ -98,7 +99,8 @@ class SeparateTerms:
         if squeezes_predictions(self.loss, batch.labels, y_pred):
             values = ops.mean(values, axis=-1)
         weight = batch.divergence_sample_weight
-        if weight is not None and 0 < len(weight.shape) < len(values.shape) - 1:  # of a loss with one value per row
+        if weight is not None and not self.is_by_row and 0 < len(weight.shape) < len(values.shape):
+            # The loss has fewer values than the divergence, for example one per row.
             values = ops.mean(values, axis=tuple(range(len(weight.shape), len(values.shape))))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
@@ -106,7 +108,7 @@ class SeparateTerms:
         return loss, step.layout.mean_over_passes(divergence, self.divergence_reduction)
 
     def _loss(self, layout: PassLayout, batch: OutputBatch) -> Tensor:
-        if is_by_row(self.loss):
+        if self.is_by_row:
             loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_sample_weight))
             return layout.mean_over_passes(loss, self.loss)
         # The mean over the passes of a loss that combines rows, such as a correlation, is not its value for all rows.

@@ -284,6 +284,20 @@ def test_weights_of_rows_apply_to_the_divergence_of_images(loss, width, rng):
     np.testing.assert_allclose(logs["divergence"], (divergence * weights).mean(), rtol=1e-4)
 
 
+def worst_token(y_true, y_pred):
+    """Returns one value per row for sequences."""
+    return ops.max(ops.square(y_pred[..., 0] - y_true), axis=1)
+
+
+@pytest.mark.parametrize("tokens", [4, 8, 5])  # as many as rows, as widened rows, which would be broadcast, and others
+def test_weights_of_rows_apply_to_the_divergence_of_sequences(tokens, rng):
+    x, noise = rng.uniform(0.2, 0.4, size=(4, tokens, 3)), rng.uniform(0.5, 2, size=(8, tokens, 3))
+    y, weights = rng.normal(size=(4, 1)).astype("float32"), np.array([0.0, 1.0, 0.0, 2.0])
+    logs = train(worst_token, x, y, noise, "mean_squared_difference", sample_weight=weights)
+    divergence = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean(axis=1)
+    np.testing.assert_allclose(logs["divergence"], (divergence * weights).mean(), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("loss", "shape"),
     [(L.SparseCategoricalCrossentropy(from_logits=True), (8, 5)), (L.CategoricalCrossentropy(from_logits=True), (8,))],

@@ -31,8 +31,8 @@ class TorchDataParallel(keras.callbacks.Callback):
         processes: Integer, the number of processes.
 
     Raises:
-        RuntimeError: If the backend is not PyTorch, or if the installed Keras averages gradients in `fit` itself, as it
-            does from 3.16.
+        RuntimeError: If the backend is not PyTorch, if `torchrun` did not start the process, or if the installed Keras
+            averages gradients in `fit` itself, as it does from 3.16.
         ValueError: In `fit`, if the processes have different numbers of steps, which would deadlock.
 
     Example:
@@ -67,6 +67,11 @@ class TorchDataParallel(keras.callbacks.Callback):
         if torch.cuda.is_available():  # Keras creates tensors on the current device
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         if not self._distributed.is_initialized():
+            if "RANK" not in os.environ:
+                raise RuntimeError(
+                    "Expected a process that `torchrun` started, as with `torchrun --nproc-per-node=2 train.py`. "
+                    "Received: a process without the environment variable RANK."
+                )
             self._distributed.init_process_group()
         self.rank: int = self._distributed.get_rank()
         self.processes: int = self._distributed.get_world_size()

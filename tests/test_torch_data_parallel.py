@@ -37,6 +37,13 @@ def test_a_keras_that_averages_gradients_itself_raises_an_error(monkeypatch):
         TorchDataParallel()
 
 
+@pytest.mark.skipif(not ON_TORCH or distributes_torch(), reason="the class is for PyTorch before Keras 3.16")
+def test_a_process_without_torchrun_raises_an_error(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="Expected a process that `torchrun` started.*Received:.*RANK"):
+        TorchDataParallel()
+
+
 def test_a_single_process_trains_on_all_rows(parallel, rng):
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
     np.testing.assert_array_equal(parallel.shard((x, y))[0], x)

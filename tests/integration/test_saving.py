@@ -178,11 +178,21 @@ def test_weights_load_into_a_base_that_was_built_after_wrapping(batch, tmp_path)
     np.testing.assert_array_equal(model.predict(batch[0], verbose=0), saved.predict(batch[0], verbose=0))
 
 
-def test_weights_are_not_loaded_into_an_unbuilt_base(tmp_path):
-    base = keras.Sequential([keras.layers.Dense(2), keras.layers.Dropout(0.5)])
-    model = RDropModel(base)
-    model.build((None, 3))
-    with pytest.raises(ValueError, match="Expected a base that has been built. Received: base=<Sequential.*Call it"):
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.mark.parametrize("kind", [keras.Sequential, Subclassed])
+def test_weights_are_not_loaded_into_an_unbuilt_base(kind, tmp_path):
+    model = RDropModel(kind())
+    if kind is Subclassed:  # `build` builds a Sequential base only
+        model.build((None, 3))
+    with pytest.raises(ValueError, match=f"Expected a base that has been built. Received: base=<{kind.__name__}.*Call"):
         model.load_weights(tmp_path / "model.weights.h5")
 
 

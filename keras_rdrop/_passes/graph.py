@@ -224,7 +224,7 @@ class _GraphRebuilder:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
         arguments = tree.flatten((args, kwargs))
         tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
-        has_mask = kwargs.get("mask") is not None
+        has_mask = any(mask is not None for mask in tree.flatten(kwargs.get("mask")))  # a dict of `None` for a dict
         masked = [tensor for tensor in tensors if has_mask or tensor in self._may_be_masked]
         removes_masks = bool(masked) and _removes_masks(layer)
         has_all_passes = any(map(self._is_widened, tensors))

@@ -562,3 +562,13 @@ def test_warnings_about_the_graph_of_the_base_are_not_repeated():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not find_training_graph(base, PassLayout(2)).is_base
+
+
+def test_a_nested_transformer_with_a_dict_of_inputs_without_masks_shares_its_prefix():
+    inputs = {name: keras.Input((6,), name=name, dtype="int32") for name in ("tokens", "padding_mask")}
+    embedded = layers.Embedding(10, 4)(inputs["tokens"] * inputs["padding_mask"])
+    hidden = layers.Dropout(0.5, name="first_dropout")(embedded)
+    backbone = keras.Model(inputs, layers.MultiHeadAttention(2, 2)(hidden, hidden), name="backbone")
+    outer = {name: keras.Input((6,), name=name, dtype="int32") for name in inputs}
+    graph = find_training_graph(keras.Model(outer, layers.Dense(10)(backbone(outer))), PassLayout(2))
+    assert list(graph.frontier) == ["first_dropout"], graph.reason

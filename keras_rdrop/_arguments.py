@@ -50,7 +50,11 @@ def require_rows(data: Any, rows: Any) -> Any:
     import tensorflow as tf
 
     def is_known(leaf: Any) -> bool:
-        return not isinstance(leaf, tf.Tensor) or not leaf.shape.rank or (isinstance(rows, int) and leaf.shape[0])
+        return (
+            not isinstance(leaf, tf.Tensor)
+            or not leaf.shape.rank
+            or (isinstance(rows, int) and leaf.shape[0] is not None)
+        )
 
     received = [tf.shape(leaf)[0] for leaf in tree.flatten(data) if not is_known(leaf)]
     if not received:
@@ -59,8 +63,8 @@ def require_rows(data: Any, rows: Any) -> Any:
     check = tf.debugging.Assert(is_equal, [_SAME_ROWS, "Received:", *received, "rows"], name="check_rows")
 
     def require(leaf: Any) -> Any:
-        # XLA leaves out the assertion, but not the error of a reshape. Without XLA, the reshape needs
-        # an `identity`: TensorFlow would leave it out, and run the step beside the check.
+        # XLA leaves out the assertion, but not the error of a reshape. Without XLA, TensorFlow would leave out a
+        # reshape without `identity`, and run the step beside the check.
         return leaf if is_known(leaf) else tf.reshape(tf.identity(leaf), (rows, *ops.shape(leaf)[1:]))
 
     with tf.name_scope("check_rows"), tf.control_dependencies([check]):

@@ -1,6 +1,7 @@
 """Workarounds for Keras, by public means.
 
-It keeps private: signatures, dtypes, devices, masks, reductions, functions of losses. It loses variables in an error.
+Keras keeps signatures, dtypes, devices, masks, reductions and the functions of losses private. On JAX, it loses the
+values of variables if a step fails.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What a base must be. Errors refuse what R-Drop cannot train, and warnings name what looks like a mistake."""
+"""Checks of the base. Errors refuse what R-Drop cannot train, and warnings name what looks like a mistake."""
 
 import itertools
 import warnings
@@ -7,18 +7,20 @@ from typing import Any
 import keras
 
 from keras_rdrop._arguments import check
-from keras_rdrop._keras import package_of
 from keras_rdrop._objective.pairing import takes_logits
 from keras_rdrop._passes import randomness
 from keras_rdrop._preprocessing import PreprocessingModel
 
 # Methods that `RDropModel` runs itself.
-_TRAINING = ("fit", "train_on_batch", "train_step", "compute_loss", "compute_metrics", "get_metrics_result")
-_EVALUATION = ("evaluate", "test_on_batch", "test_step")
+_OWN_METHODS = (
+    *("fit", "train_on_batch", "train_step", "make_train_function"),
+    *("evaluate", "test_on_batch", "test_step", "make_test_function"),
+    *("compute_loss", "compute_metrics", "get_metrics_result"),
+)
 
 
 def check_base(base: keras.Model) -> None:
-    """Raises a `ValueError` if a base cannot be trained with R-Drop, or if something of it would be ignored."""
+    """Raises a `ValueError` if R-Drop cannot train a base, or if one of its methods or metrics would be ignored."""
     check("base", base, isinstance(base, keras.Model), "a `keras.Model`")
     layers = randomness.all_layers(base)
     if any(isinstance(layer, PreprocessingModel) for layer in layers):
@@ -26,7 +28,7 @@ def check_base(base: keras.Model) -> None:
             "Expected `base` to contain no `RDropModel`. Use the model that it wraps, its `base`, instead. "
             f"Received: base={base!r}"
         )
-    for name in (*_TRAINING, *_EVALUATION):
+    for name in _OWN_METHODS:
         if _has_own(base, name):
             raise ValueError(
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
@@ -95,7 +97,7 @@ def _last_operation(model: keras.Model) -> Any:
 
 
 def _has_own(base: keras.Model, name: str) -> bool:
-    """Whether a model has its own version of a method: not that of Keras, nor one that only preprocesses raw data."""
+    """Whether a model overrides a method of `keras.Model`, other than to preprocess raw data."""
     owner = next(cls for cls in type(base).__mro__ if name in vars(cls))
-    is_known = package_of(owner) == "keras" or "preprocess_samples" in vars(owner)
+    is_known = owner in keras.Model.__mro__ or "preprocess_samples" in vars(owner)
     return name in vars(base) or not is_known

@@ -1,4 +1,4 @@
-"""Workarounds for Keras, by public means.
+"""Workarounds that use only the public API of Keras.
 
 Keras keeps signatures, dtypes, devices, masks, reductions and the functions of losses private. On JAX, it loses the
 values of variables if a step fails.
@@ -116,7 +116,11 @@ class Reduction(keras.losses.Loss):
         return self(values, values, copy_weights(sample_weight))
 
     def element_weights(self, shape: Any, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
-        """Returns the weight of each element: `reduce` is the sum of the values multiplied by these weights."""
+        """Returns the weight of each element: `reduce` is the sum of the values multiplied by these weights.
+
+        The weights are the sample weights, without masked elements, times a constant. It depends on the reduction, the
+        mask and the replicas, so it is measured: by the reduction of values whose weighted sum is known.
+        """
         ones = ops.ones(shape, dtype=self.dtype)
         weights = Reduction(self, reduction="none").reduce(ones, mask, sample_weight)
         weights = ops.reshape(weights, shape)  # sample weights of shape `(rows, 1)` add an axis

@@ -17,12 +17,10 @@ from keras_rdrop._keras import is_ragged, overrides, package_of
 
 
 class PreprocessingModel(keras.Model):
-    """A model that trains its `base` on the data that `base.fit` accepts.
-
-    Predictions are those of `base`, unless a subclass changes them.
-    """
+    """A model that trains its `base` on the data that `base.fit` accepts."""
 
     base: keras.Model
+    _changes_predictions: bool  # whether the predictions are not those of the base
     _validation_dataset: Any = None  # a weak reference, so that no backend tracks it as part of the model
 
     @overrides(keras.Model.fit)
@@ -32,6 +30,11 @@ class PreprocessingModel(keras.Model):
             names = "batch_size", "validation_data", "validation_split"
             batch_size, validation, split = (arguments.pop(name, None) for name in names)
             if split and validation is None:
+                if _is_dataset(data[0]):
+                    raise ValueError(
+                        "Expected arrays or lists as `x` with `validation_split`. For a dataset, use "
+                        f"`validation_data`. Received: x of type {type(data[0])}"
+                    )
                 data = _as_arrays(data)
                 start = int(_count_rows(data) * (1 - split))
                 data, validation = _take(data, slice(start)), _take(data, slice(start, None))
@@ -74,11 +77,6 @@ class PreprocessingModel(keras.Model):
             arguments["x"] = self.base.preprocess_samples(arguments["x"])
         return super().predict_on_batch(**arguments)
 
-    @property
-    def _changes_predictions(self) -> bool:
-        """Whether the predictions are not those of `base`."""
-        return False
-
     def _configured_base(self) -> keras.Model:
         """Returns the base. If only this model was compiled, the base first gets its settings."""
         if self.compiled and not self.base.compiled:
@@ -103,7 +101,7 @@ class PreprocessingModel(keras.Model):
 
     def _dataset(self, data: tuple[Any, Any, Any], batch_size: int | None, shuffle: bool = False) -> Any:
         """Returns batches of preprocessed data, from a dataset with `map` (tf.data, grain) or from arrays and lists."""
-        if not hasattr(data[0], "map") or hasattr(data[0], "__array__"):  # a series of pandas has both
+        if not _is_dataset(data[0]):
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
         if data[1] is not None or data[2] is not None:
             raise ValueError(
@@ -149,6 +147,11 @@ class _Rows(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         if self._shuffle:
             np.random.shuffle(self._order)  # noqa: NPY002, the generator that `keras.utils.set_random_seed` seeds
+
+
+def _is_dataset(x: Any) -> bool:
+    """Whether data is a dataset of tf.data or grain."""
+    return hasattr(x, "map") and not hasattr(x, "__array__")  # a series of pandas has both
 
 
 def _as_arrays(data: Any) -> Any:

@@ -1,5 +1,6 @@
 """Layers: R-Drop around one layer, and stochastic depth that skips the work."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ from keras import ops, tree
 from keras_rdrop import divergences
 from keras_rdrop._arguments import check, is_finite
 from keras_rdrop._keras import Tensor, at_least_float32, get_mask, set_mask, undo_replica_scaling
+from keras_rdrop._passes import randomness
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -36,7 +38,7 @@ class RDrop(keras.layers.Layer):
         **kwargs: As in `keras.layers.Layer`.
 
     Raises:
-        ValueError: If `alpha` or `divergence` is not as described above.
+        ValueError: If `layer`, `alpha` or `divergence` is not as described above.
 
     Example:
 
@@ -61,10 +63,19 @@ class RDrop(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.autocast = False  # the layer casts the inputs itself, to its own dtype policy
+        check("layer", layer, isinstance(layer, keras.Layer), "a `keras.layers.Layer`")
         check("alpha", alpha, is_finite(alpha) and alpha >= 0, "a finite float >= 0")
-        self.layer, self.alpha, self.divergence = layer, float(alpha), divergence
+        if not randomness.may_be_random(layer):
+            message = f"Layer '{layer.name}' is not random in training, so the divergence between its two outputs is 0."
+            warnings.warn(message, stacklevel=2)
+        self.layer, self._alpha, self.divergence = layer, float(alpha), divergence
         self.supports_masking = layer.supports_masking
         self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the divergence. It is part of a compiled step, so it cannot be set."""
+        return self._alpha
 
     def build(self, *args: Any, **kwargs: Any) -> None:
         """Builds the layer if shapes are given. Before a call, Keras gives none here, and the layer builds itself."""
@@ -86,7 +97,7 @@ class RDrop(keras.layers.Layer):
         return self.layer.compute_output_shape(*args, **kwargs)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        # That of `keras.Layer` would call `compute_output_shape` without shapes.
+        # `keras.Layer.compute_output_spec` would call `compute_output_shape` without shapes.
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from keras_rdrop._keras import (
     undo_replica_scaling,
 )
 from keras_rdrop._objective import pairing
-from keras_rdrop._objective.terms import describe_terms
 from keras_rdrop._passes import randomness
 from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
 from keras_rdrop._passes.layout import PassLayout
@@ -28,6 +27,7 @@ from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
 _FIXED = ("base", "passes", "fraction", "divergence", "unlabelled", "share_prefix", "fuse_head")
+_PREDICTING = ("call", "predict_step", "make_predict_function")
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -58,7 +58,8 @@ class RDropModel(PreprocessingModel):
             that holds every row `passes` times. A float can be replaced by another at any time, for example by a
             callback: `model.alpha = 2.0` takes effect at the next step. A schedule can be set or replaced only before
             training or after another `compile`. All other arguments are fixed.
-        passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost.
+        passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost. A
+            `keras.losses.Loss` of your own is called once for each of these pairs.
         fraction: Float in `[0.001, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
             rows go through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has
             the same weight in the loss. The divergence is estimated from the first rows, so shuffle the data. The data
@@ -142,6 +143,8 @@ class RDropModel(PreprocessingModel):
         self.alpha = alpha
         self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
         self._is_prepared = False
+        own = [getattr(type(self), name) is not getattr(RDropModel, name) for name in _PREDICTING]
+        self._changes_predictions = any(own)
         self.built = base.built  # a loaded model can then restore its optimizer
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -210,7 +213,8 @@ class RDropModel(PreprocessingModel):
                 of KerasHub, raises an error.
             loss_weights: As in `keras.Model.compile`. The weight of an output applies to its divergence too.
             *args: Further arguments of `keras.Model.compile`.
-            **kwargs: Further arguments of `keras.Model.compile`.
+            **kwargs: Further arguments of `keras.Model.compile`. `run_eagerly`, `jit_compile` and `steps_per_execution`
+                also apply to `predict`, unless the base has been compiled too, as tasks of KerasHub are.
 
         Raises:
             ValueError: If `loss` is missing, has the reduction `None`, has `unlabelled` as its `ignore_class`, has no
@@ -241,7 +245,7 @@ class RDropModel(PreprocessingModel):
         loss_weights = pairing.sort_by_output("loss_weights", loss_weights, losses, output_names)
         divergence = pairing.sort_by_output("divergence", self.divergence, losses, output_names)
         output_losses = pairing.output_losses(losses, divergence, loss_weights, self._current, self.unlabelled)
-        if self.fuse_head and not any(map(pairing.supports_last_layer, tree.flatten(output_losses))):
+        if self.fuse_head and not all(map(pairing.supports_last_layer, tree.flatten(output_losses))):
             required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL"
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
@@ -370,14 +374,8 @@ class RDropModel(PreprocessingModel):
             step.divergences.clear()  # a subclass may compute the loss twice in a step
         try:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        finally:
-            # `finally`, because the loss of paired rows may fail, and the check then gives the cause. It comes last,
-            # because it calls the base, which clears the losses that its layers added. In the first call, Keras builds
-            # the loss. On TensorFlow that is in the first step, so a step checks again.
-            if self._pairs_rows is None:
-                self._pairs_rows = pairs_rows(self.base, x, y_pred)
-            if step is not None:
-                self._refuse_paired_rows()
+        finally:  # the loss of paired rows may fail, and this check then gives the cause
+            self._check_pairs_of_rows(x, y_pred)
         if step is None:
             return loss
         if len(step.divergences) > len(outputs := tree.flatten(y_pred)):  # Keras leaves out losses without an output
@@ -400,7 +398,7 @@ class RDropModel(PreprocessingModel):
         if self.fuse_head and not self._current.is_evaluation:  # compiled metrics need logits, which training skips
             return {metric.name: metric.result() for metric in self.metrics if metric.name != "compile_metrics"}
         results = super().get_metrics_result()
-        if self._current.is_evaluation:  # it reports the metrics of the base
+        if self._current.is_evaluation:  # one pass has no divergence
             results.pop("divergence", None)
         return results
 
@@ -454,12 +452,12 @@ class RDropModel(PreprocessingModel):
         >>> hidden = keras.layers.Dropout(0.3, name="dropout")(hidden)
         >>> base = keras.Model(inputs, keras.layers.Dense(10)(hidden), name="base")
         >>> print(keras_rdrop.RDropModel(base).describe_passes())
-        2 passes over each row of base='base':
+        2 passes of base='base' over each row:
           once per row:  1 layer, 5,376 of 7,946 parameters
           once per pass: from dropout
         """
-        which = "each row" if self.fraction == 1.0 else f"the first {self.fraction:.3g} of the rows"
-        title = f"{self.passes} passes over {which} of base='{self.base.name}'"
+        rows = "each row" if self.fraction == 1.0 else f"the first {100 * self.fraction:.3g}% of each batch"
+        title = f"{self.passes} passes of base='{self.base.name}' over {rows}"
         if is_unbuilt_sequential(self.base):
             return f"{title}: the base has not been built. Call it on a batch first, or begin it with a `keras.Input`."
         found = self._find_training_graph()
@@ -475,13 +473,8 @@ class RDropModel(PreprocessingModel):
         if found.last_layer is not None:
             text += f"\n  with the loss, in chunks of rows: {found.last_layer.layer.name}"
         elif self.compiled and len(self.base.outputs) == 1:
-            text += f"\n  loss and divergence: {describe_terms(self._terms[0], self.base.outputs[0].shape)}"
+            text += f"\n  loss and divergence: {self._terms[0].describe(self.base.outputs[0].shape)}"
         return text
-
-    @property
-    def _changes_predictions(self) -> bool:
-        names = "call", "predict_step", "make_predict_function"
-        return any(getattr(type(self), name) is not getattr(RDropModel, name) for name in names)
 
     def _find_training_graph(self) -> TrainingGraph:
         return find_training_graph(self.base, self._layout, self.share_prefix, self.fuse_head)
@@ -496,6 +489,17 @@ class RDropModel(PreprocessingModel):
         if isinstance(self.alpha, LearningRateSchedule):
             return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
         return ops.convert_to_tensor(self.divergence_tracker.alpha)
+
+    def _check_pairs_of_rows(self, x: Any, y_pred: Any) -> None:
+        """Finds out in the first call whether the outputs pair rows with each other, and refuses it in training.
+
+        Keras makes the first call when it builds the loss: on TensorFlow in the first step, otherwise before it. The
+        check calls the base, which clears the losses that its layers added, so it must come after the loss.
+        """
+        if self._pairs_rows is None:
+            self._pairs_rows = pairs_rows(self.base, x, y_pred)
+        if self._current.step is not None:
+            self._refuse_paired_rows()
 
     def _refuse_paired_rows(self) -> None:
         if self._pairs_rows:
@@ -529,7 +533,8 @@ class _CheckDivergence(keras.callbacks.Callback):
             self.is_first = False
             # A subclass may log other names, and an evaluation in the last batch leaves no rows to average over.
             rows = self.model.divergence_tracker.sums[1]
-            if rows > 0 and logs.get("divergence", math.inf) <= _ROUNDING * min(abs(logs.get("loss", 1.0)), 1.0):
+            largest = _ROUNDING * min(abs(logs.get("loss", 1.0)), 1.0)
+            if rows > 0 and abs(logs.get("divergence", math.inf)) <= largest:
                 self.model._warn_of_no_effect("The divergence between the passes was 0")
 
 

@@ -124,7 +124,7 @@ class TorchDataParallel(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._reductions.clear()  # those of a backward pass that failed
+        self._reductions.clear()  # a failed backward pass may leave some
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         found: list[Any] = [None] * self.processes

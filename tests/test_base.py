@@ -30,7 +30,13 @@ def test_a_base_that_is_not_a_keras_model(base):
 
 
 @pytest.mark.parametrize("on_instance", [False, True])
-@pytest.mark.parametrize("method", ["fit", "train_step", "test_step", "compute_loss", "compute_metrics", "evaluate"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("fit", "train_step", "make_train_function", "evaluate", "test_step", "make_test_function"),
+        *("compute_loss", "compute_metrics"),
+    ],
+)
 def test_a_base_with_its_own_training_method(method, on_instance):
     def own(*args, **kwargs):
         return None
@@ -40,6 +46,13 @@ def test_a_base_with_its_own_training_method(method, on_instance):
         setattr(base, method, own)
     with pytest.raises(ValueError, match=f"its own `{method}` would not be called"):
         RDropModel(base)
+
+
+def test_a_model_of_keras_with_its_own_training_method():
+    model = classifier(keras.layers.Dropout(0.3), keras.layers.Dense(CLASSES))
+    distiller = keras.distillation.Distiller(model, model, [keras.distillation.LogitsDistillation()])
+    with pytest.raises(ValueError, match="its own `compute_loss` would not be called"):
+        RDropModel(distiller)
 
 
 def test_a_base_with_its_own_metric(rng):

@@ -250,6 +250,22 @@ def test_invalid_arguments_raise_an_error(options, message):
         RDrop(layers.Dropout(0.5), **options)
 
 
+def test_a_layer_that_is_not_one_raises_an_error():
+    with pytest.raises(ValueError, match="Expected `layer` to be a `keras.layers.Layer`. Received: layer=<function"):
+        RDrop(lambda x: x)
+
+
+def test_a_layer_that_is_not_random_warns():
+    with pytest.warns(UserWarning, match="Layer 'plain' is not random in training, so the divergence .* is 0"):
+        RDrop(layers.Dense(3, name="plain"))
+
+
+def test_alpha_cannot_be_set():
+    """A compiled step would ignore another value."""
+    with pytest.raises(AttributeError, match="alpha"):
+        RDrop(layers.Dropout(0.5)).alpha = 2.0
+
+
 @keras.saving.register_keras_serializable("tests")
 class Doubled(layers.Layer):
     """Returns twice its input where the mask is true, and records the number of rows."""

@@ -782,6 +782,13 @@ class TestWarnings:
         with pytest.warns(UserWarning, match="The divergence between the passes was 0"):
             model.fit(*data(rng), verbose=0)
 
+    def test_a_negative_divergence_does_not_warn(self, rng):
+        model = RDropModel(dropout_classifier(rate=0.3), divergence=keras.losses.CosineSimilarity())
+        model.compile("sgd", sparse_ce())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert model.fit(*data(rng), verbose=0).history["divergence"][0] < 0
+
     def test_an_evaluation_in_the_last_batch_does_not_warn(self, rng):
         """It resets the metrics, so the mean of the epoch has no rows."""
 

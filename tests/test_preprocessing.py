@@ -70,6 +70,13 @@ class TestRawData:
         model.fit(TEXTS, LABELS, batch_size=6, validation_split=0.5, shuffle=False, verbose=0)
         assert model.base.batches[-2:] == [TEXTS[:3], TEXTS[3:]]
 
+    def test_validation_split_of_a_dataset_raises_an_error(self, model):
+        import tensorflow as tf
+
+        dataset = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(2)
+        with pytest.raises(ValueError, match="Expected arrays or lists as `x` with `validation_split`.*Received: x of"):
+            model.fit(dataset, validation_split=0.5)
+
     def test_validation_batches_may_have_another_size(self, model):
         validation = {"validation_data": (TEXTS, LABELS), "validation_batch_size": 2}
         model.fit(TEXTS, LABELS, batch_size=3, **validation, verbose=0)

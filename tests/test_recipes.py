@@ -86,6 +86,9 @@ def test_convert_alpha_names_the_invalid_argument():
         convert_alpha(1.0, "official-vit")
     with pytest.raises(ValueError, match="Expected `classes` to be a positive.*'bert4torch'.*Received: classes=0"):
         convert_alpha(1.0, "bert4torch", classes=0)
+    for classes in (1.5, "3"):
+        with pytest.raises(ValueError, match=f"Expected `classes` to be a positive.*Received: classes={classes!r}"):
+            convert_alpha(1.0, "bert4torch", classes=classes)
     assert convert_alpha(5.0, "fairseq") == 5.0
 
 

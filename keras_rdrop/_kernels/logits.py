@@ -171,7 +171,7 @@ def _backward(label_smoothing: float, logits: Tensor, targets: Tensor, *saved_an
 def _soft_target_gradient(
     logits: Tensor, targets: Tensor, label_smoothing: float, saved: Tensors, upstream: Tensor
 ) -> Tensor | None:
-    """Returns the gradient of the cross-entropy with respect to the targets, or `None` if nobody needs it."""
+    """Returns the gradient of the cross-entropy with respect to the targets, or `None` if they need no gradient."""
     if _BACKEND == "torch" and not targets.requires_grad:  # graphs leave out what they do not use
         return None
     normalizer, rounding, _ = saved

@@ -88,6 +88,9 @@ class OutputLoss(Loss):
         if not isinstance(self.divergence, SymmetricKL):
             return
         axis, shape = self.divergence.get_config()["axis"], tuple(y_pred.shape)
+        if not -len(shape) <= axis < len(shape):
+            received = f"axis={axis} and predictions of shape {shape}"
+            raise ValueError(f"Expected `divergence` to have an axis of the predictions. Received: {received}")
         if isinstance(self.loss, (CategoricalCrossentropy, CategoricalFocalCrossentropy)):
             loss_axis = self.loss.get_config().get("axis", -1)
             if (axis - loss_axis) % len(shape):

@@ -7,11 +7,11 @@ from keras import ops, tree
 from keras.losses import Loss, SparseCategoricalCrossentropy
 
 from keras_rdrop import divergences
-from keras_rdrop._keras import Tensor, at_least_float32, get_loss, get_loss_function
+from keras_rdrop._keras import Tensor, get_loss, get_loss_function
 from keras_rdrop._objective.output_loss import CTCOutputLoss, OutputLoss
 from keras_rdrop._objective.terms import JointTerms
 from keras_rdrop._passes.step import CurrentStep
-from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
+from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL, _Divergence
 
 _KL = (SymmetricKL, BernoulliSymmetricKL)
 _DIVERGENCE_OF_LOSS = {
@@ -142,7 +142,7 @@ class _CrossEntropy(Loss):
         return get_loss(f"{kind}_crossentropy").call(y_true, y_pred)
 
 
-class _CrossEntropyDivergence(Loss):
+class _CrossEntropyDivergence(_Divergence):
     """The divergence of `_CrossEntropy`."""
 
     def compare(self, *y_preds: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class _CrossEntropyDivergence(Loss):
         return (divergences.bernoulli_symmetric_kl if is_binary else divergences.symmetric_kl)(*y_preds)
 
 
-class _FramewiseSymmetricKL(Loss):
+class _FramewiseSymmetricKL(_Divergence):
     """The divergence of CTC, which is a loss of whole sequences: the sum over the frames."""
 
     def compare(self, *y_preds: Tensor) -> Tensor:
@@ -170,11 +170,10 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         if isinstance(loss, SparseCategoricalCrossentropy) and is_over_last_axis:
             _check_last_axis(loss)
         return identifier
-    common = {"reduction": loss.reduction, "dtype": at_least_float32(keras.config.floatx())}
     if identifier in ("auto", "symmetric_kl") and isinstance(loss, _CrossEntropy):
-        return _CrossEntropyDivergence("crossentropy_divergence", **common)
+        return _CrossEntropyDivergence(reduction=loss.reduction, name="crossentropy_divergence")
     if identifier in ("auto", "symmetric_kl") and _is_ctc(loss):
-        return _FramewiseSymmetricKL("framewise_symmetric_kl", **common)
+        return _FramewiseSymmetricKL(reduction=loss.reduction, name="framewise_symmetric_kl")
     inferred = _DIVERGENCE_OF_LOSS.get(get_loss_function(loss))
     requested = inferred if identifier == "auto" else type(divergences.get(identifier))
     if requested is None:

@@ -29,9 +29,9 @@ from keras_rdrop._kernels.last_layer import LastLayer
 from keras_rdrop._kernels.logits import as_indices, cross_entropy_and_symmetric_kl
 from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import Step
-from keras_rdrop.divergences import SymmetricKL
+from keras_rdrop.divergences import SymmetricKL, _Divergence
 
-# With fewer logits per row, the kernel takes longer than separate terms, unless a batch has a thousand rows.
+# Below this, the kernel takes longer than separate terms for batches of fewer than about 1,000 rows.
 MIN_LOGITS_PER_ROW = 128
 
 _CROSS_ENTROPIES = (CategoricalCrossentropy, SparseCategoricalCrossentropy, losses.SparseCategoricalCrossentropy)
@@ -88,15 +88,16 @@ class SeparateTerms:
         self.is_by_row = is_by_row(loss)
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
-        batch = batch.complete(step.layout)
-        loss = self._loss(step.layout, batch)
+        layout = step.layout
+        repeated, batch = layout.repeated(batch.y_pred), batch.complete(layout)
+        loss = self._loss(layout, batch)
         if self.divergence_reduction is None:
             return loss, 0.0
-        y_pred = ops.cast(batch.y_pred, self.divergence_reduction.dtype)
+        y_pred = ops.cast(repeated, self.divergence_reduction.dtype)
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
-        values = step.layout.spread(_compare(self.divergence, step.layout.split(y_pred)))
-        if squeezes_predictions(self.loss, batch.labels, y_pred):
+        values = layout.fill_with_zeros(layout.spread(_compare(self.divergence, layout.split(y_pred))))
+        if squeezes_predictions(self.loss, batch.labels, batch.y_pred):
             values = ops.mean(values, axis=-1)
         weight = batch.divergence_sample_weight
         if weight is not None and not self.is_by_row and 0 < len(weight.shape) < len(values.shape):
@@ -105,7 +106,11 @@ class SeparateTerms:
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
         divergence = self.divergence_reduction(values, batch.y_pred, copy_weights(weight))
-        return loss, step.layout.mean_over_passes(divergence, self.divergence_reduction)
+        return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
+
+    def describe(self, shape: Sequence[Any]) -> str:
+        """Describes how the terms are computed for predictions of shape `(rows, ...)`."""
+        return "separately"
 
     def _loss(self, layout: PassLayout, batch: OutputBatch) -> Tensor:
         if self.is_by_row:
@@ -115,7 +120,7 @@ class SeparateTerms:
         y_preds = map(set_mask, layout.split(batch.y_pred), layout.split(get_mask(batch.y_pred)))
         weights = map(copy_weights, layout.split(batch.loss_sample_weight))
         passes = zip(layout.split(batch.labels), y_preds, weights, strict=True)
-        return sum(self.loss(*arguments) for arguments in passes) / layout.count
+        return sum(self.loss(*arguments) for arguments in passes) / layout.passes
 
 
 class JointTerms(SeparateTerms):
@@ -155,6 +160,9 @@ class JointTerms(SeparateTerms):
         usual = (shape[:-1], (*shape[:-1], 1)) if self.is_sparse else (shape,)
         return y_true is not None and len(shape) > 1 and tuple(y_true.shape) in usual
 
+    def describe(self, shape: Sequence[Any]) -> str:
+        return "in one kernel" if self.pays(shape) else super().describe(shape)
+
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         if step.last_layer is not None:
             return self._from_features(step, step.last_layer, batch)
@@ -184,14 +192,15 @@ class JointTerms(SeparateTerms):
         labels, label_weight = self._labels(batch, shape, last_layer.classes)
 
         def weigh(reduction: Reduction, sample_weight: Tensor | None) -> Tensor:
-            full_shape = (layout.rows * layout.count, *shape[1:])
+            full_shape = (layout.rows * layout.passes, *shape[1:])
             weights = reduction.element_weights(full_shape, mask, layout.complete(sample_weight))
             return layout.merge(layout.mean_over_passes(weights, reduction))
 
         loss_weights = ops.multiply(weigh(self.loss_reduction, batch.loss_sample_weight), label_weight)
         divergence_weights = layout.only_repeated(weigh(self.divergence_reduction, batch.divergence_sample_weight))
         # The factor of the divergence in the total, relative to the loss: the gradient of the kernel depends on it. It
-        # is that of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which both terms have.
+        # must equal the factor of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which
+        # scales both terms.
         scale = ops.multiply(step.alpha / 2, layout.divergence_scale())
         features, labels, *weights = map(layout.group, (batch.y_pred, labels, loss_weights, divergence_weights))
         terms = last_layer.weighted_terms(features, labels, self.label_smoothing, weights, scale)
@@ -208,14 +217,16 @@ class JointTerms(SeparateTerms):
         return ops.where(ops.equal(weight, 1.0), labels, 0), weight
 
 
-def describe_terms(terms: SeparateTerms, shape: Sequence[Any]) -> str:
-    """Returns how the terms of an output are computed, for predictions of shape `(rows, ...)`."""
-    return "in one kernel" if isinstance(terms, JointTerms) and terms.pays(shape) else "separately"
-
-
 def _compare(divergence: Loss, y_preds: Sequence[Tensor]) -> Tensor:
     """Returns the divergence of each row, averaged over all ordered pairs of predictions."""
-    if hasattr(divergence, "compare"):  # a divergence of this library compares any number of predictions at once
+    # A divergence of this library compares any number of predictions at once. A subclass may have its own `call`.
+    if isinstance(divergence, _Divergence) and type(divergence).call is _Divergence.call:
         return divergence.compare(*y_preds)
     pairs = list(itertools.permutations(y_preds, 2))
-    return sum(divergence.call(first, second) for first, second in pairs) / len(pairs)
+    values = sum(divergence.call(first, second) for first, second in pairs) / len(pairs)
+    if not values.shape:
+        raise ValueError(
+            "Expected `divergence` to return at least one value per row, so that masks and sample weights can apply. "
+            f"Received: a scalar from divergence={divergence!r}"
+        )
+    return values

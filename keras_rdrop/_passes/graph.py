@@ -6,6 +6,7 @@ repeated at its inputs.
 """
 
 import dataclasses
+import functools
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def find_training_graph(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those about the graph were given when the base was built
+            warnings.simplefilter("ignore")  # the base gave the same warnings when it was built
             return _training_graph(base, layout, share_prefix, fuse_head)
     except Exception as error:  # user-defined layers are called again, and may not accept this batch size
         is_known = isinstance(error, _NoTrainingGraph)
@@ -140,9 +141,16 @@ def _probe_rows(base: keras.Model) -> int:
 
 
 def _is_functional(model: Any) -> bool:
-    """Whether a model runs its graph and no other code: the class of Functional models is not public."""
+    """Whether a model runs its graph and no other code."""
     has_inputs = isinstance(model, keras.Model) and bool(getattr(model, "inputs", None))  # subclassed models have none
-    return has_inputs and type(model).call in (type(_as_functional(model)).call, keras.Sequential.call)
+    return has_inputs and type(model).call in (_functional_class().call, keras.Sequential.call)
+
+
+@functools.cache
+def _functional_class() -> Any:
+    """Returns the class of Functional models, which is not public."""
+    inputs = keras.Input((1,))
+    return type(keras.Model(inputs, inputs))
 
 
 def _as_functional(base: keras.Model) -> keras.Model:
@@ -168,7 +176,7 @@ class _GraphRebuilder:
         self._models = itertools.count()
         self.frontier: dict[str, None] = {}  # ordered sets
         self.shared: dict[keras.Layer, None] = {}
-        # The widened tensor of each tensor. A tensor that is widened itself is its own.
+        # The widened tensor of each tensor. A widened tensor maps to itself.
         self._widened: dict[keras.KerasTensor, keras.KerasTensor] = {}
         # The tensors that layers read once per row.
         self._read_once: set[keras.KerasTensor] = set()
@@ -177,8 +185,8 @@ class _GraphRebuilder:
         self._may_be_masked: set[keras.KerasTensor] = set()
         # The first attention layer that removes the mask of each tensor.
         self._attention: dict[keras.KerasTensor, keras.Layer] = {}
-        # The layer and the arguments of each call with all passes, by the id of its output: one of them is the last.
-        self._calls: dict[int, tuple[Any, Any, Any]] = {}
+        # The layer and the arguments of each call with all passes, by its output: one of them is the last.
+        self._calls: dict[keras.KerasTensor, tuple[Any, Any, Any]] = {}
 
     def rebuild(self, base: keras.Model) -> keras.Model:
         def new_input(tensor: Tensor) -> Tensor:
@@ -202,23 +210,26 @@ class _GraphRebuilder:
         Raises:
             _NoTrainingGraph: If `LastLayer` does not support that layer.
         """
-        if id(model.output) not in self._calls:
+        if len(model.outputs) != 1:
             raise _NoTrainingGraph("it has several outputs")
-        layer, args, kwargs = self._calls[id(model.output)]
+        if model.outputs[0] not in self._calls:
+            raise _NoTrainingGraph("its output is not that of one layer, called on all passes")
+        layer, args, kwargs = self._calls[model.outputs[0]]
         obstacle = LastLayer.obstacle(layer, **kwargs)
         if obstacle is not None:
             raise _NoTrainingGraph(f"its last layer '{layer.name}' {obstacle}")
         last_layer, features = LastLayer(layer), args[0]
         if not last_layer.is_dense:
             features = ops.copy(features)  # an operation of `keras.ops` does not pass the mask on
-        return _with_outputs(model, features), last_layer
+        return _with_output(model, features), last_layer
 
     def flatten_last_layer(self, model: keras.Model) -> keras.Model:
         """On JAX, wraps the last layer of a model from `rebuild` in `FlatLastLayer`, if it computes logits."""
-        layer, args, kwargs = self._calls.get(id(model.output), (None, (), {}))
-        if keras.backend.backend() != "jax" or LastLayer.obstacle(layer, **kwargs) is not None:
+        layer, args, kwargs = self._calls.get(model.outputs[0], (None, (), {}))
+        is_only = len(model.outputs) == 1
+        if keras.backend.backend() != "jax" or not is_only or LastLayer.obstacle(layer, **kwargs) is not None:
             return model
-        return _with_outputs(model, FlatLastLayer(LastLayer(layer))(args[0]))
+        return _with_output(model, FlatLastLayer(LastLayer(layer))(args[0]))
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
@@ -249,7 +260,8 @@ class _GraphRebuilder:
             self._may_be_masked.update(output_tensors)
         if not runs_once:
             self._widened.update((tensor, tensor) for tensor in output_tensors)
-            self._calls[id(outputs)] = layer, args, kwargs
+            if isinstance(outputs, keras.KerasTensor):
+                self._calls[outputs] = layer, args, kwargs
         return outputs
 
     def _check_masks(self) -> None:
@@ -280,8 +292,8 @@ class _GraphRebuilder:
         return self._widened[tensor]
 
 
-def _with_outputs(model: keras.Model, outputs: Any) -> keras.Model:
-    result = keras.Model(model.input, outputs)
+def _with_output(model: keras.Model, output: keras.KerasTensor) -> keras.Model:
+    result = keras.Model(model.input, tree.pack_sequence_as(model.output, [output]))
     result.input_spec = model.input_spec
     return result
 

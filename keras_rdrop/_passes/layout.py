@@ -18,16 +18,20 @@ class PassLayout:
     A batch that is sharded over devices therefore needs no communication.
 
     With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows. The
-    losses and metrics of Keras give every row the same weight, so `complete` repeats the other rows for them. Without a
-    fraction, it changes nothing.
+    batch then has three sizes, and without a fraction two:
+
+    - `rows`: the batch as the user gave it.
+    - `widened rows`: each row as often as it goes through the base.
+    - `rows * passes`: each row `passes` times. `complete` repeats the rows of one pass too, because the losses and
+      metrics of Keras give every row the same weight.
 
     Attributes:
-        count: Number of passes.
+        passes: Number of passes.
         fraction: Fraction of the rows that go through all passes. The other rows go through one.
         rows: Number of rows of the batch, before they are repeated. `for_batch` sets it.
     """
 
-    count: int
+    passes: int
     fraction: float = 1.0
     rows: int | Tensor = 0
 
@@ -56,7 +60,7 @@ class PassLayout:
         return ops.concatenate([self.spread(tensor[:repeated]), tensor[repeated:]], axis=0)
 
     def complete(self, tensor: Tensor) -> Tensor:
-        """Repeats the rows that went through one pass: `(widened rows, ...)` to `(rows * count, ...)`.
+        """Repeats the rows that went through one pass: `(widened rows, ...)` to `(rows * passes, ...)`.
 
         It does the same to the Keras mask.
         """
@@ -66,7 +70,7 @@ class PassLayout:
         return map_with_mask(lambda t: ops.concatenate([t[:start], self.spread(t[start:])], axis=0), tensor)
 
     def merge(self, weights: Tensor) -> Tensor:
-        """Adds up the weights of the copies that `complete` made: `(rows * count, ...)` to `(widened rows, ...)`."""
+        """Adds up the weights of the copies that `complete` made: `(rows * passes, ...)` to `(widened rows, ...)`."""
         if self.fraction == 1.0:
             return weights
         single = ops.sum(self.group(weights[self._start :]), axis=1)
@@ -78,42 +82,53 @@ class PassLayout:
             return values
         return ops.concatenate([values[: self._start], ops.zeros_like(values[self._start :])], axis=0)
 
+    def repeated(self, tensor: Tensor) -> Tensor:
+        """Returns the rows of a widened batch that went through all passes."""
+        return tensor if self.fraction == 1.0 else tensor[: self._start]
+
+    def fill_with_zeros(self, values: Tensor) -> Tensor:
+        """Adds zeros for the rows that went through one pass, to values from `repeated`: `(rows * passes, ...)`."""
+        if self.fraction == 1.0:
+            return values
+        missing = self.rows * self.passes - self._start
+        return ops.pad(values, [[0, missing], *([[0, 0]] * (len(values.shape) - 1))])
+
     def spread(self, tensor: Tensor) -> Tensor:
-        """Repeats each row `count` times: `(rows, ...)` to `(rows * count, ...)`."""
+        """Repeats each row `passes` times: `(rows, ...)` to `(rows * passes, ...)`."""
         if _is_scalar_or_none(tensor):
             return tensor
         if is_ragged(tensor):  # `ops.take` accepts a ragged tensor of TensorFlow, the operations below do not
-            return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), self.count), axis=0)
+            return ops.take(tensor, ops.repeat(ops.arange(tensor.nrows()), self.passes), axis=0)
         # `ops.repeat` does not accept sparse tensors.
         rows, *shape = ops.shape(tensor)
-        repeated = ops.concatenate([ops.expand_dims(tensor, 1)] * self.count, axis=1)
-        return ops.reshape(repeated, (rows * self.count, *shape))
+        repeated = ops.concatenate([ops.expand_dims(tensor, 1)] * self.passes, axis=1)
+        return ops.reshape(repeated, (rows * self.passes, *shape))
 
     def group(self, tensor: Tensor) -> Tensor:
-        """Gives the passes their own axis: `(rows * count, ...)` to `(rows, count, ...)`.
+        """Gives the passes their own axis: `(rows * passes, ...)` to `(rows, passes, ...)`.
 
         With a fraction, the rows that went through one pass are grouped with each other, and zeros fill the last group.
         """
-        missing = -ops.shape(tensor)[0] % self.count if self.fraction < 1.0 else 0
+        missing = -ops.shape(tensor)[0] % self.passes if self.fraction < 1.0 else 0
         if not isinstance(missing, int) or missing:  # padding copies the tensor, which may be logits
             tensor = ops.pad(tensor, [[0, missing], *([[0, 0]] * (len(tensor.shape) - 1))])
-        return ops.reshape(tensor, (-1, self.count, *ops.shape(tensor)[1:]))
+        return ops.reshape(tensor, (-1, self.passes, *ops.shape(tensor)[1:]))
 
     def split(self, tensor: Tensor | None) -> list[Tensor | None]:
-        """Returns the rows of each pass: `(rows * count, ...)` to `count` tensors of shape `(rows, ...)`."""
+        """Returns the rows of each pass: `(rows * passes, ...)` to `passes` tensors of shape `(rows, ...)`."""
         if _is_scalar_or_none(tensor):
-            return [tensor] * self.count
-        return list(ops.unstack(self.group(tensor), self.count, axis=1))
+            return [tensor] * self.passes
+        return list(ops.unstack(self.group(tensor), self.passes, axis=1))
 
     def ungroup(self, tensor: Tensor) -> Tensor:
-        """Inverse of `group`: `(rows, count, ...)` to `(widened rows, ...)`."""
+        """Inverse of `group`: `(rows, passes, ...)` to `(widened rows, ...)`."""
         tensor = ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
-        return tensor if self.fraction == 1.0 else tensor[: self.rows + (self.count - 1) * self._repeated]
+        return tensor if self.fraction == 1.0 else tensor[: self.rows + (self.passes - 1) * self._repeated]
 
     def mean_over_passes(self, value: Tensor, loss: Loss) -> Tensor:
         """Averages a loss over the passes, given its value for the full batch."""
         # A mean over the full batch already is the mean over the passes.
-        return value / self.count if loss.reduction == "sum" else value
+        return value / self.passes if loss.reduction == "sum" else value
 
     def repeated_rows(self, rows: int | Tensor) -> Any:
         """Returns how many rows of a batch go through all passes: the fraction, rounded up, but at least one row."""
@@ -137,7 +152,7 @@ class PassLayout:
     @property
     def _start(self) -> Any:
         """The first row of a widened batch that goes through one pass."""
-        return self.count * self._repeated
+        return self.passes * self._repeated
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from keras_rdrop._arguments import is_number
 from keras_rdrop._keras import package_of
 
 # A layer is random if one of these attributes is above 0, or another one whose name contains "drop", such as
-# `drop_path_rate`. A seed generator alone proves nothing: some layers hold one at rate 0, some random layers hold none.
+# `drop_path_rate`. A seed generator is no proof: some layers hold one at rate 0, and some random layers hold none.
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 
 # The distance between the seeds of two replicas: more than a layer draws in most trainings.

@@ -10,6 +10,7 @@ another codebase.
 
 import dataclasses
 import importlib.resources
+import numbers
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -123,6 +124,7 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     alpha = float(alpha) * units[source]["factor"]
     for name, exponent in units[source].get("exponents", {}).items():
         size = sizes[name]
-        check(name, size, size is not None and size >= 1, f"a positive integer for source={source!r}")
+        is_valid = isinstance(size, numbers.Integral) and int(size) >= 1
+        check(name, size, is_valid, f"a positive integer for source={source!r}")
         alpha *= float(size) ** exponent
     return alpha

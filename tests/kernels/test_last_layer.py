@@ -233,7 +233,18 @@ def random_first_layer():
     return keras.Sequential([keras.Input((6,)), layers.Dropout(0.3), layers.Dense(CLASSES)])
 
 
-BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tagger, random_first_layer]
+def output_in_a_list():
+    base = classifier()
+    return keras.Model(base.input, [base.output])
+
+
+def output_in_a_dict():
+    base = classifier()
+    return keras.Model(base.input, {"logits": base.output})
+
+
+VECTOR_BASES = [classifier, random_first_layer, output_in_a_list, output_in_a_dict]
+BASES = [language_model, lambda: language_model(mask_zero=True), tagger, *VECTOR_BASES]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +261,7 @@ BASES = [classifier, language_model, lambda: language_model(mask_zero=True), tag
 )
 def test_fuse_head_does_not_change_training(make_base, loss_options, weighted, options, rng):
     """Logs and weights agree for all masks, sample weights and reductions."""
-    sequences = make_base not in (classifier, random_first_layer)
+    sequences = make_base not in VECTOR_BASES
     x = rng.integers(1, CLASSES, (5, 4)) if sequences else rng.normal(size=(5, 6)).astype("float32")
     if sequences:
         x[:, 2:] *= rng.integers(0, 2, (5, 1))
@@ -447,7 +458,11 @@ def test_unsupported_last_layers_raise_an_error(make_base, rng):
 
 
 @pytest.mark.parametrize(
-    "loss", ["mse", L.SparseCategoricalCrossentropy(), L.CategoricalCrossentropy(from_logits=True)]
+    "loss",
+    [
+        *("mse", L.SparseCategoricalCrossentropy(), L.CategoricalCrossentropy(from_logits=True)),
+        [L.SparseCategoricalCrossentropy(from_logits=True), "mse"],
+    ],
 )
 def test_unsupported_losses_raise_an_error(loss):
     with pytest.raises(ValueError, match="as required by fuse_head=True"):

@@ -34,6 +34,13 @@ def test_symmetric_kl_of_one_class_raises_an_error(axis):
     assert float(output_loss(np.zeros((4, 3, 3)), np.zeros((4, 3, 3)))) == 0.0
 
 
+@pytest.mark.parametrize("axis", [2, -3])
+def test_an_axis_that_the_predictions_do_not_have_raises_an_error(axis):
+    output_loss = output_losses("mse", SymmetricKL(from_logits=True, axis=axis), None, CurrentStep())
+    with pytest.raises(ValueError, match=rf"to have an axis of the predictions. Received: axis={axis} and .*\(4, 3\)"):
+        output_loss(np.zeros((4, 3)), np.zeros((4, 3)))
+
+
 @pytest.mark.parametrize("loss", [L.CategoricalCrossentropy, L.CategoricalFocalCrossentropy])
 def test_a_divergence_over_another_axis_than_the_loss_raises_an_error(loss):
     shape = (4, 3, 3)
@@ -133,7 +140,7 @@ def test_a_loss_without_a_value_for_each_target_raises_an_error(axes, rng):
         return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=axes)
 
     with pytest.raises(ValueError, match="Expected a loss with one value per target, as required by `unlabelled`"):
-        train(loss, x, y, noise, "mean_squared_difference", unlabelled=-1)
+        train(loss, x, y, noise, divergence="mean_squared_difference", unlabelled=-1)
 
 
 def test_if_all_targets_are_labels_the_marker_changes_the_reduction_of_both_terms_alike(rng):

@@ -76,6 +76,53 @@ def test_any_keras_loss_can_be_a_divergence(rng):
     np.testing.assert_allclose(logs["divergence"], expected.mean(), rtol=1e-4)
 
 
+class Halved(SymmetricKL):
+    """A subclass that overrides `call`, as Keras documents it."""
+
+    def call(self, y_true, y_pred):
+        return 0.5 * super().call(y_true, y_pred)
+
+
+class Comparable(L.MeanSquaredError):
+    """A loss with a method `compare` of its own."""
+
+    def compare(self, other):
+        return self.name == other.name
+
+
+def test_the_call_of_a_custom_divergence_is_used(rng):
+    x, noise, y = rng.normal(size=(4, 3)), rng.uniform(0.1, 1, size=(8, 3)), rng.integers(0, 3, 4)
+    passes = x * noise[0::2], x * noise[1::2]
+    loss = L.SparseCategoricalCrossentropy(from_logits=True)
+    halved = train(loss, x, y, noise, divergence=Halved(from_logits=True))["divergence"]
+    np.testing.assert_allclose(halved, 0.5 * reference.symmetric_kl(*passes).mean(), rtol=1e-5)
+    squared = train(loss, x, y, noise, divergence=Comparable())["divergence"]
+    np.testing.assert_allclose(squared, np.mean((passes[0] - passes[1]) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_a_divergence_that_is_not_zero_for_equal_predictions_is_that_of_the_repeated_rows(fraction, reduction, rng):
+    """For example, the cross-entropy between the passes. Rows of one pass have none."""
+    x, repeated = rng.uniform(0.1, 1, size=(6, 3)), int(6 * fraction)
+    noise = rng.uniform(0.5, 1, size=(6 + repeated, 3))
+    divergence = L.Poisson(reduction=reduction)
+    logs = train("mse", x, np.zeros((6, 3)), noise, divergence=divergence, fraction=fraction)
+    passes = [x[:repeated] * noise[i : 2 * repeated : 2] for i in range(2)]
+    values = reference.over_pairs(lambda p, q: np.mean(q - p * np.log(q + 1e-7), axis=-1), passes)
+    expected = values.mean() * (6 if reduction == "sum" else 1)
+    np.testing.assert_allclose(logs["divergence"], expected, rtol=1e-5)
+
+
+def test_a_divergence_without_one_value_per_row_raises_an_error(rng):
+    class Total(L.Loss):
+        def call(self, y_true, y_pred):
+            return ops.sum(ops.square(y_true - y_pred))
+
+    with pytest.raises(ValueError, match="Expected `divergence` to return at least one value per row.*a scalar from"):
+        train("mse", rng.normal(size=(4, 3)), np.zeros((4, 3)), rng.uniform(size=(8, 3)), divergence=Total())
+
+
 def sum_of_squares(y_true, y_pred):
     return ops.sum(ops.square(y_true - y_pred))
 
@@ -263,7 +310,7 @@ def test_the_divergence_of_squeezed_predictions_is_averaged_over_time(loss, weig
     rows = divergence.mean(axis=1) * (1 if weights is None else weights)
     expected = rows.sum() if getattr(loss, "reduction", None) == "sum" else rows.mean()
     divergence = "mean_squared_difference" if loss is my_mean_squared_error else "auto"
-    logs = train(loss, x, y, noise, divergence, sample_weight=weights)
+    logs = train(loss, x, y, noise, weights, divergence=divergence)
     np.testing.assert_allclose(logs["divergence"], expected, rtol=1e-4)
 
 
@@ -279,7 +326,7 @@ def row_dice(y_true, y_pred):
 def test_weights_of_rows_apply_to_the_divergence_of_images(loss, width, rng):
     x, noise = rng.uniform(0.2, 0.4, size=(4, 3, width, 1)), rng.uniform(0.5, 2, size=(8, 3, width, 1))
     y, weights = rng.integers(0, 2, x.shape).astype("float32"), np.array([0.0, 1.0, 0.0, 2.0])
-    logs = train(loss, x, y, noise, "mean_squared_difference", sample_weight=weights)
+    logs = train(loss, x, y, noise, weights, divergence="mean_squared_difference")
     divergence = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean(axis=(1, 2))
     np.testing.assert_allclose(logs["divergence"], (divergence * weights).mean(), rtol=1e-4)
 
@@ -293,7 +340,7 @@ def worst_token(y_true, y_pred):
 def test_weights_of_rows_apply_to_the_divergence_of_sequences(tokens, rng):
     x, noise = rng.uniform(0.2, 0.4, size=(4, tokens, 3)), rng.uniform(0.5, 2, size=(8, tokens, 3))
     y, weights = rng.normal(size=(4, 1)).astype("float32"), np.array([0.0, 1.0, 0.0, 2.0])
-    logs = train(worst_token, x, y, noise, "mean_squared_difference", sample_weight=weights)
+    logs = train(worst_token, x, y, noise, weights, divergence="mean_squared_difference")
     divergence = reference.mean_squared_difference(x * noise[0::2], x * noise[1::2]).mean(axis=1)
     np.testing.assert_allclose(logs["divergence"], (divergence * weights).mean(), rtol=1e-4)
 

@@ -208,8 +208,8 @@ def test_describe_passes_reports_the_shared_layers():
     no_parameters = keras.Sequential([keras.Input((3,)), layers.Rescaling(2.0), layers.Dropout(0.5)])
     assert "0 of 0 parameters" in RDropModel(no_parameters).describe_passes()
     assert "the base has not been built" in RDropModel(unbuilt()).describe_passes()
-    assert "2 passes over each row of" in text
-    assert "2 passes over the first 0.25 of the rows" in RDropModel(image_base(), fraction=0.25).describe_passes()
+    assert "' over each row:" in text
+    assert "over the first 25% of each batch:" in RDropModel(image_base(), fraction=0.25).describe_passes()
     without_sharing = RDropModel(image_base(), share_prefix=False).describe_passes()
     assert "all layers run once per pass, because share_prefix=False" in without_sharing
 

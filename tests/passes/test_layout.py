@@ -163,4 +163,4 @@ def test_fraction_below_1_rejects_data_that_cannot_be_sliced():
 
 def test_passes_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        PassLayout(2).count = 3
+        PassLayout(2).passes = 3

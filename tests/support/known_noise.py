@@ -20,10 +20,13 @@ class KnownNoise(keras.layers.Layer):
         return inputs * keras.ops.convert_to_tensor(self.noise, dtype=inputs.dtype)
 
 
-def train(loss, x, y, noise, divergence="auto", passes=2, sample_weight=None, unlabelled=None):
-    """Runs one training step of a model that only multiplies by known noise, and returns the logs."""
+def train(loss, x, y, noise, sample_weight=None, **options):
+    """Runs one training step of a model that only multiplies by known noise, and returns the logs.
+
+    `options` are arguments of `RDropModel`.
+    """
     inputs = keras.Input(x.shape[1:])
     base = keras.Model(inputs, KnownNoise(noise)(inputs))
-    model = RDropModel(base, passes=passes, divergence=divergence, unlabelled=unlabelled)
+    model = RDropModel(base, **options)
     model.compile(keras.optimizers.SGD(0.0), loss)
     return model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)

@@ -78,8 +78,8 @@ class RDropModel(PreprocessingModel):
             Training metrics treat the marker as any other target. Validation data must not contain it.
         share_prefix: Whether the layers of a Functional or Sequential base before the first random layer run once per
             row instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False`
-            repeats the rows at the inputs, as for a subclassed base. Use it if a callback raises a rate from 0 during
-            training: a layer that is not random in the first step would stay in the shared prefix.
+            repeats the rows at the inputs, as for a subclassed base. Use it if a callback raises a rate from 0
+            during `fit`: a layer that is not random in the first step would stay in the shared prefix.
         fuse_head: Whether training computes the last layer of the base together with the loss, in chunks of rows, so
             that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
             Sequential base with one output, from a `keras.layers.Dense` without activation or a
@@ -199,6 +199,8 @@ class RDropModel(PreprocessingModel):
 
     @overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
+        if self._is_prepared and any(map(randomness.may_be_random, self._training_graph.shared)):
+            self.train_function = None  # the rate of a shared layer was 0 before
         callbacks = [*tree.flatten(arguments.pop("callbacks", None) or []), _CheckDivergence()]
         return super().fit(callbacks=callbacks, **arguments)
 
@@ -401,6 +403,16 @@ class RDropModel(PreprocessingModel):
         if self._current.is_evaluation:  # one pass has no divergence
             results.pop("divergence", None)
         return results
+
+    @property
+    def inputs(self) -> Any:
+        """Inputs of a Functional or Sequential base, which tools such as scikeras read."""
+        return self.base.inputs
+
+    @property
+    def outputs(self) -> Any:
+        """Outputs of a Functional or Sequential base, which tools such as scikeras read."""
+        return self.base.outputs
 
     @property
     def output_names(self) -> Any:

@@ -7,7 +7,7 @@ the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets th
 from keras import ops
 from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
-from keras_rdrop._keras import Tensor, get_mask, is_by_row, rank_of_values, squeezes_predictions
+from keras_rdrop._keras import Tensor, get_mask, rank_of_values, squeezes_predictions
 from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import SymmetricKL
@@ -58,7 +58,8 @@ class OutputLoss(Loss):
         # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
         labels = ops.where(is_labelled, y_true, 1 if self.terms.ignore_class == 0 else 0)
         weights = ops.cast(is_labelled if axis is None else ops.squeeze(is_labelled, axis=axis), "float32")
-        if not is_by_row(self.loss) and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
+        is_by_row = self.terms.is_by_row(batch.y_pred)
+        if not is_by_row and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
             raise ValueError(
                 "Expected a loss with one value per target, as required by `unlabelled`. "
                 f"Received: loss={self.loss!r} for targets of shape {tuple(y_true.shape)}"

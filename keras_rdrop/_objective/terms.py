@@ -85,7 +85,11 @@ class SeparateTerms:
         self.loss, self.divergence = loss, divergence
         self.divergence_reduction = None if divergence is None else Reduction(divergence)
         self.ignore_class = loss.get_config().get("ignore_class")
-        self.is_by_row = is_by_row(loss)
+        self._is_loss_by_row = is_by_row(loss)
+
+    def is_by_row(self, y_pred: Tensor) -> bool:
+        """Whether the loss computes each row on its own. Keras averages over predictions of shape `(rows,)`."""
+        return self._is_loss_by_row and len(y_pred.shape) > 1
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         layout = step.layout
@@ -100,7 +104,7 @@ class SeparateTerms:
         if squeezes_predictions(self.loss, batch.labels, batch.y_pred):
             values = ops.mean(values, axis=-1)
         weight = batch.divergence_sample_weight
-        if weight is not None and not self.is_by_row and 0 < len(weight.shape) < len(values.shape):
+        if weight is not None and not self.is_by_row(batch.y_pred) and 0 < len(weight.shape) < len(values.shape):
             # The loss has fewer values than the divergence, for example one per row.
             values = ops.mean(values, axis=tuple(range(len(weight.shape), len(values.shape))))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
@@ -113,7 +117,7 @@ class SeparateTerms:
         return "separately"
 
     def _loss(self, layout: PassLayout, batch: OutputBatch) -> Tensor:
-        if self.is_by_row:
+        if self.is_by_row(batch.y_pred):
             loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_sample_weight))
             return layout.mean_over_passes(loss, self.loss)
         # The mean over the passes of a loss that combines rows, such as a correlation, is not its value for all rows.
@@ -224,7 +228,7 @@ def _compare(divergence: Loss, y_preds: Sequence[Tensor]) -> Tensor:
         return divergence.compare(*y_preds)
     pairs = list(itertools.permutations(y_preds, 2))
     values = sum(divergence.call(first, second) for first, second in pairs) / len(pairs)
-    if not values.shape:
+    if values.shape == ():
         raise ValueError(
             "Expected `divergence` to return at least one value per row, so that masks and sample weights can apply. "
             f"Received: a scalar from divergence={divergence!r}"

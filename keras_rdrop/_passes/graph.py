@@ -238,21 +238,22 @@ class _GraphRebuilder:
         has_mask = any(mask is not None for mask in tree.flatten(kwargs.get("mask")))  # a dict of `None` for a dict
         masked = [tensor for tensor in tensors if has_mask or tensor in self._may_be_masked]
         removes_masks = bool(masked) and _removes_masks(layer)
-        has_all_passes = any(map(self._is_widened, tensors))
-        runs_once = self.share_prefix and not has_all_passes and not randomness.may_be_random(layer, arguments)
         if removes_masks:
             self._attention = dict.fromkeys(masked, layer) | self._attention
+        has_all_passes = any(map(self._is_widened, tensors))
+        runs_once = self.share_prefix and not has_all_passes and not randomness.may_be_random(layer, arguments)
         if runs_once:
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
                 self._read_once.update(tensors)
-        elif not has_all_passes and _is_functional(layer) and not removes_masks:
+        elif has_all_passes:
+            args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
+        elif _is_functional(layer) and not removes_masks:  # layers in it may run once per row
             for tensor in tensors:
                 self._check_rows(tensor)
             layer = self.rebuild(layer)
         else:
-            if not has_all_passes:
-                self.frontier[layer.name] = None
+            self.frontier[layer.name] = None
             args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
         output_tensors = [output for output in tree.flatten(outputs) if output is not None]

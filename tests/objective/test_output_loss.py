@@ -143,6 +143,13 @@ def test_a_loss_without_a_value_for_each_target_raises_an_error(axes, rng):
         train(loss, x, y, noise, divergence="mean_squared_difference", unlabelled=-1)
 
 
+def test_unlabelled_targets_beside_one_number_per_row_raise_an_error(rng):
+    """Keras averages over the rows before weights apply."""
+    x, noise, y = rng.uniform(size=4), rng.uniform(size=8), rng.integers(-1, 2, 4)
+    with pytest.raises(ValueError, match="Expected a loss with one value per target, as required by `unlabelled`"):
+        train("mse", x, y, noise, unlabelled=-1)
+
+
 def test_if_all_targets_are_labels_the_marker_changes_the_reduction_of_both_terms_alike(rng):
     """Keras divides by the sum of the weights: one weight per row, or one per target."""
     x, noise, y = rng.normal(size=(4, 3, 5)), rng.uniform(size=(8, 3, 5)), rng.integers(0, 5, (4, 3))

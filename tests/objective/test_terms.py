@@ -192,10 +192,17 @@ def test_divergence_with_ignore_class_is_float32_in_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
-def test_predictions_can_have_one_number_per_row(rng):
-    x, noise = rng.normal(size=4), rng.uniform(size=8)
-    logs = train("mse", x, np.zeros(4), noise)
-    np.testing.assert_allclose(logs["divergence"], np.mean(np.square(x * noise[0::2] - x * noise[1::2])), rtol=1e-5)
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize("loss", [L.MeanSquaredError, L.CosineSimilarity])
+def test_predictions_can_have_one_number_per_row(loss, reduction, rng):
+    """Keras then takes the batch for one vector, so its loss is the same for both reductions."""
+    x, noise, y = rng.normal(size=4), rng.uniform(size=8), rng.normal(size=4).astype("float32")
+    logs = train(loss(reduction=reduction), x, y, noise, divergence="mean_squared_difference")
+    passes = [(x * noise[i::2]).astype("float32") for i in range(2)]
+    divergence = np.mean(np.square(passes[0] - passes[1])) * (4 if reduction == "sum" else 1)
+    np.testing.assert_allclose(logs["divergence"], divergence, rtol=1e-5)
+    plain = np.mean([float(loss(reduction=reduction)(y, y_pred)) for y_pred in passes])
+    np.testing.assert_allclose(logs["loss"], plain + divergence / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [terms.MIN_LOGITS_PER_ROW // 2 - 1, terms.MIN_LOGITS_PER_ROW // 2])

@@ -200,6 +200,20 @@ def test_compile_detects_a_changed_dropout_rate(rng):
     assert divergences[1] == 0
 
 
+def test_fit_detects_a_rate_that_was_raised_since_the_last_fit(rng):
+    early, late = layers.Dropout(0.5), layers.Dropout(0.5)
+    base = keras.Sequential([keras.Input((3,)), early, layers.Dense(4), late, layers.Dense(2)])
+    early.rate = 0.0
+    model = RDropModel(base)
+    model.compile("sgd", "mse")
+    x = rng.normal(size=(8, 3)).astype("float32")
+    model.fit(x, x[:, :2], verbose=0)
+    assert early in model._training_graph.shared
+    early.rate = 0.5
+    late.rate = 0.0
+    assert model.fit(x, x[:, :2], verbose=0).history["divergence"][0] > 0
+
+
 def test_describe_passes_reports_the_shared_layers():
     text = RDropModel(image_base(), name="model").describe_passes()
     assert "once per row:  5 layers" in text

@@ -12,11 +12,9 @@ from keras_rdrop._passes import randomness
 from keras_rdrop._preprocessing import PreprocessingModel
 
 # Methods that `RDropModel` runs itself.
-_OWN_METHODS = (
-    *("fit", "train_on_batch", "train_step", "make_train_function"),
-    *("evaluate", "test_on_batch", "test_step", "make_test_function"),
-    *("compute_loss", "compute_metrics", "get_metrics_result"),
-)
+_TRAINING = ("fit", "train_on_batch", "train_step", "make_train_function")
+_EVALUATION = ("evaluate", "test_on_batch", "test_step", "make_test_function")
+_METRICS = ("compute_loss", "compute_metrics", "get_metrics_result")
 
 
 def check_base(base: keras.Model) -> None:
@@ -28,7 +26,7 @@ def check_base(base: keras.Model) -> None:
             "Expected `base` to contain no `RDropModel`. Use the model that it wraps, its `base`, instead. "
             f"Received: base={base!r}"
         )
-    for name in _OWN_METHODS:
+    for name in (*_TRAINING, *_EVALUATION, *_METRICS):
         if _has_own(base, name):
             raise ValueError(
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "

@@ -118,8 +118,8 @@ class Reduction(keras.losses.Loss):
     def element_weights(self, shape: Any, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
         """Returns the weight of each element: `reduce` is the sum of the values multiplied by these weights.
 
-        The weights are the sample weights, without masked elements, times a constant. It depends on the reduction, the
-        mask and the replicas, so it is measured: by the reduction of values whose weighted sum is known.
+        The weights are the sample weights, without masked elements, times a constant. The constant depends on the
+        reduction, the mask and the replicas, so it is found by reducing values whose weighted sum is known.
         """
         ones = ops.ones(shape, dtype=self.dtype)
         weights = Reduction(self, reduction="none").reduce(ones, mask, sample_weight)

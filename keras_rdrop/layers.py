@@ -65,20 +65,27 @@ class RDrop(keras.layers.Layer):
         self.autocast = False  # the layer casts the inputs itself, to its own dtype policy
         check("layer", layer, isinstance(layer, keras.Layer), "a `keras.layers.Layer`")
         check("alpha", alpha, is_finite(alpha) and alpha >= 0, "a finite float >= 0")
-        if not randomness.may_be_random(layer):
-            message = f"Layer '{layer.name}' is not random in training, so the divergence between its two outputs is 0."
-            warnings.warn(message, stacklevel=2)
         self.layer, self._alpha, self.divergence = layer, float(alpha), divergence
         self.supports_masking = layer.supports_masking
         self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
 
     @property
     def alpha(self) -> float:
-        """Weight of the divergence. It is part of a compiled step, so it cannot be set."""
+        """Weight of the divergence."""
         return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        raise AttributeError(
+            "`alpha` cannot be changed after construction, because it is part of the compiled step. Wrap the layer "
+            f"again, which keeps its weights: `RDrop(layer, alpha=...)`. Received: alpha={alpha!r}"
+        )
 
     def build(self, *args: Any, **kwargs: Any) -> None:
         """Builds the layer if shapes are given. Before a call, Keras gives none here, and the layer builds itself."""
+        if self.alpha > 0 and not randomness.may_be_random(self.layer):
+            what = f"Layer '{self.layer.name}' is not random in training, so `RDrop` has no effect"
+            warnings.warn(f"{what}. Expected dropout with a rate above 0, noise or random augmentation.", stacklevel=2)
         if (args or kwargs) and not self.layer.built:
             self.layer.build(*args, **kwargs)
 

@@ -27,7 +27,6 @@ from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
 _FIXED = ("base", "passes", "fraction", "divergence", "unlabelled", "share_prefix", "fuse_head")
-_PREDICTING = ("call", "predict_step", "make_predict_function")
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
@@ -58,8 +57,8 @@ class RDropModel(PreprocessingModel):
             that holds every row `passes` times. A float can be replaced by another at any time, for example by a
             callback: `model.alpha = 2.0` takes effect at the next step. A schedule can be set or replaced only before
             training or after another `compile`. All other arguments are fixed.
-        passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes, at linear cost. A
-            `keras.losses.Loss` of your own is called once for each of these pairs.
+        passes: Integer `>= 2`. The divergence is the mean over all ordered pairs of passes. The divergences of this
+            library compute it at linear cost. Any other `keras.losses.Loss` is called for each pair.
         fraction: Float in `[0.001, 1]`. Fraction of each batch, its first rows, that goes through all passes. The other
             rows go through one pass, so a step costs `1 + fraction * (passes - 1)` passes of the base. Every row has
             the same weight in the loss. The divergence is estimated from the first rows, so shuffle the data. The data
@@ -68,18 +67,20 @@ class RDropModel(PreprocessingModel):
             `"bernoulli_symmetric_kl"`, `"mean_squared_difference"`), a `keras.losses.Loss` called with the predictions
             of two passes, `None` for no divergence, or a structure of these, one for each loss in `compile(loss=...)`.
             A name takes `from_logits`, `axis` and `reduction` from the compiled loss. A `keras.losses.Loss` is used as
-            is. `"auto"` selects the divergence by the compiled loss: `SymmetricKL` for categorical and sparse
-            categorical cross-entropy, `BernoulliSymmetricKL` for binary cross-entropy, `MeanSquaredDifference` for
-            regression losses. For CTC it is the sum of `SymmetricKL` over the frames of a sequence (CR-CTC,
-            arXiv:2410.05101); masked frames are excluded from the loss too.
+            is, and must return one value per row or more before its reduction. `"auto"` selects the divergence by the
+            compiled loss: `SymmetricKL` for categorical and sparse categorical cross-entropy, `BernoulliSymmetricKL`
+            for binary cross-entropy, `MeanSquaredDifference` for regression losses. For CTC it is the sum of
+            `SymmetricKL` over the frames of a sequence (CR-CTC, arXiv:2410.05101); masked frames are excluded from the
+            loss too.
         unlabelled: Number that marks unlabelled targets, for semi-supervised training. In `fit`, elements with this
             target have weight 0 in the loss, and count in the divergence. A vector of targets is unlabelled if all of
             it has this value. A vector with some such elements is an ordinary target. `None`: all targets are labels.
             Training metrics treat the marker as any other target. Validation data must not contain it.
         share_prefix: Whether the layers of a Functional or Sequential base before the first random layer run once per
             row instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False`
-            repeats the rows at the inputs, as for a subclassed base. Use it if a callback raises a rate from 0
-            during `fit`: a layer that is not random in the first step would stay in the shared prefix.
+            repeats the rows at the inputs, as for a subclassed base. Use it if a rate is raised from 0 during `fit` or
+            between two calls of `train_on_batch`: a layer that is not random in the first step would stay in the shared
+            prefix.
         fuse_head: Whether training computes the last layer of the base together with the loss, in chunks of rows, so
             that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
             Sequential base with one output, from a `keras.layers.Dense` without activation or a
@@ -143,8 +144,8 @@ class RDropModel(PreprocessingModel):
         self.alpha = alpha
         self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
         self._is_prepared = False
-        own = [getattr(type(self), name) is not getattr(RDropModel, name) for name in _PREDICTING]
-        self._changes_predictions = any(own)
+        names = "call", "predict_step", "make_predict_function"
+        self._changes_predictions = any(getattr(type(self), name) is not getattr(RDropModel, name) for name in names)
         self.built = base.built  # a loaded model can then restore its optimizer
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -216,7 +217,7 @@ class RDropModel(PreprocessingModel):
             loss_weights: As in `keras.Model.compile`. The weight of an output applies to its divergence too.
             *args: Further arguments of `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`. `run_eagerly`, `jit_compile` and `steps_per_execution`
-                also apply to `predict`, unless the base has been compiled too, as tasks of KerasHub are.
+                apply to `predict` too. If the base is compiled, as tasks of KerasHub are, `predict` uses its settings.
 
         Raises:
             ValueError: If `loss` is missing, has the reduction `None`, has `unlabelled` as its `ignore_class`, has no
@@ -248,7 +249,7 @@ class RDropModel(PreprocessingModel):
         divergence = pairing.sort_by_output("divergence", self.divergence, losses, output_names)
         output_losses = pairing.output_losses(losses, divergence, loss_weights, self._current, self.unlabelled)
         if self.fuse_head and not all(map(pairing.supports_last_layer, tree.flatten(output_losses))):
-            required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL"
+            required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL, and no other loss"
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
         for name in ("train_function", "test_function", "predict_function", "generate_function"):
@@ -405,13 +406,8 @@ class RDropModel(PreprocessingModel):
         return results
 
     @property
-    def inputs(self) -> Any:
-        """Inputs of a Functional or Sequential base, which tools such as scikeras read."""
-        return self.base.inputs
-
-    @property
     def outputs(self) -> Any:
-        """Outputs of a Functional or Sequential base, which tools such as scikeras read."""
+        """Outputs of a Functional or Sequential base. Tools such as scikeras read them."""
         return self.base.outputs
 
     @property
@@ -484,7 +480,7 @@ class RDropModel(PreprocessingModel):
         text += f"\n  once per pass: from {', '.join(found.frontier) or 'no layer, because none is random'}"
         if found.last_layer is not None:
             text += f"\n  with the loss, in chunks of rows: {found.last_layer.layer.name}"
-        elif self.compiled and len(self.base.outputs) == 1:
+        elif self.compiled and len(self.base.outputs) == 1 and self._terms[0] is not None:
             text += f"\n  loss and divergence: {self._terms[0].describe(self.base.outputs[0].shape)}"
         return text
 

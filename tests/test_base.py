@@ -33,8 +33,14 @@ def test_a_base_that_is_not_a_keras_model(base):
 @pytest.mark.parametrize(
     "method",
     [
-        *("fit", "train_step", "make_train_function", "evaluate", "test_step", "make_test_function"),
-        *("compute_loss", "compute_metrics"),
+        "fit",
+        "train_step",
+        "make_train_function",
+        "evaluate",
+        "test_step",
+        "make_test_function",
+        "compute_loss",
+        "compute_metrics",
     ],
 )
 def test_a_base_with_its_own_training_method(method, on_instance):

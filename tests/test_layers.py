@@ -1,5 +1,7 @@
 """Compares the layers with their formula and with the wrapped layer."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -256,13 +258,18 @@ def test_a_layer_that_is_not_one_raises_an_error():
 
 
 def test_a_layer_that_is_not_random_warns():
-    with pytest.warns(UserWarning, match="Layer 'plain' is not random in training, so the divergence .* is 0"):
-        RDrop(layers.Dense(3, name="plain"))
+    x = np.ones((2, 3))
+    with pytest.warns(UserWarning, match="Layer 'plain' is not random in training, so `RDrop` has no effect"):
+        RDrop(layers.Dense(3, name="plain"))(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RDrop(layers.Dense(3), alpha=0.0)(x)
+        RDrop(layers.Dropout(0.5))(x)
 
 
 def test_alpha_cannot_be_set():
     """A compiled step would ignore another value."""
-    with pytest.raises(AttributeError, match="alpha"):
+    with pytest.raises(AttributeError, match="`alpha` cannot be changed after construction.*Received: alpha=2.0"):
         RDrop(layers.Dropout(0.5)).alpha = 2.0
 
 

@@ -461,11 +461,11 @@ def test_metrics_count_every_row_once_per_pass_with_a_fraction(rng):
     np.testing.assert_allclose(logs["weighted_difference"], np.average(rows, weights=weights), rtol=1e-5)
 
 
-def test_inputs_and_outputs_are_those_of_the_base():
+def test_outputs_are_those_of_the_base():
     """Tools such as scikeras read them."""
     inputs = keras.Input((4,))
     base = keras.Model(inputs, {"a": keras.layers.Dropout(0.3)(inputs)})
-    assert (RDropModel(base).inputs, RDropModel(base).outputs) == (base.inputs, base.outputs)
+    assert RDropModel(base).outputs == base.outputs
     assert not hasattr(RDropModel(type("Subclassed", (keras.Model,), {})()), "outputs")
 
 

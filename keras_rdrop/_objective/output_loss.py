@@ -4,13 +4,13 @@ Keras calls a compiled loss with the targets, predictions and sample weights of 
 the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets the same rows, masks and weights.
 """
 
-from keras import ops
+from keras import ops, tree
 from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
 from keras_rdrop._keras import Tensor, get_mask, rank_of_values, squeezes_predictions
 from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
-from keras_rdrop.divergences import SymmetricKL
+from keras_rdrop.divergences import SymmetricKL, _Divergence
 
 
 class OutputLoss(Loss):
@@ -36,7 +36,7 @@ class OutputLoss(Loss):
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         step = self.current.step
         if step is None or step.last_layer is None:
-            self._check_classes(y_pred)  # with a last layer, `y_pred` are its inputs
+            self._check_axis(y_pred)  # with a last layer, `y_pred` are its inputs
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
         if isinstance(sample_weight, (list, tuple)):  # Keras does not unpack them if `y` is a list of one array
@@ -61,8 +61,9 @@ class OutputLoss(Loss):
         is_by_row = self.terms.is_by_row(batch.y_pred)
         if not is_by_row and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
             raise ValueError(
-                "Expected a loss with one value per target, as required by `unlabelled`. "
-                f"Received: loss={self.loss!r} for targets of shape {tuple(y_true.shape)}"
+                "Expected a loss with one value per target, as required by `unlabelled`. For one number per row, give "
+                f"predictions and targets the shape (rows, 1). Received: loss={self.loss!r} for predictions of shape "
+                f"{tuple(batch.y_pred.shape)} and targets of shape {tuple(y_true.shape)}"
             )
         if sample_weight is not None:
             if len(sample_weight.shape) > len(weights.shape):
@@ -85,13 +86,18 @@ class OutputLoss(Loss):
         axis = self.loss.get_config().get("axis", -1)
         return axis if isinstance(axis, int) and len(y_true.shape) == len(y_pred.shape) else -1
 
-    def _check_classes(self, y_pred: Tensor) -> None:
+    def _check_axis(self, y_pred: Tensor) -> None:
+        if not isinstance(self.divergence, _Divergence):
+            return
+        axis, shape = self.divergence.options["axis"], tuple(y_pred.shape)
+        rank = max(2, len(shape))  # with one number per row, the divergence adds an axis
+        if not all(0 < abs(index) < rank for index in tree.flatten(axis)):
+            raise ValueError(
+                "Expected the axis of `divergence` to be an axis of the predictions other than the first, which is "
+                f"that of the rows. Received: axis={axis} and predictions of shape {shape}"
+            )
         if not isinstance(self.divergence, SymmetricKL):
             return
-        axis, shape = self.divergence.get_config()["axis"], tuple(y_pred.shape)
-        if not -len(shape) <= axis < len(shape):
-            received = f"axis={axis} and predictions of shape {shape}"
-            raise ValueError(f"Expected `divergence` to have an axis of the predictions. Received: {received}")
         if isinstance(self.loss, (CategoricalCrossentropy, CategoricalFocalCrossentropy)):
             loss_axis = self.loss.get_config().get("axis", -1)
             if (axis - loss_axis) % len(shape):

@@ -88,12 +88,12 @@ class SeparateTerms:
         self._is_loss_by_row = is_by_row(loss)
 
     def is_by_row(self, y_pred: Tensor) -> bool:
-        """Whether the loss computes each row on its own. Keras averages over predictions of shape `(rows,)`."""
+        """Whether the loss computes each row on its own. For predictions of shape `(rows,)`, Keras averages them."""
         return self._is_loss_by_row and len(y_pred.shape) > 1
 
     def __call__(self, step: Step, batch: OutputBatch) -> tuple[Tensor, Tensor]:
         layout = step.layout
-        repeated, batch = layout.repeated(batch.y_pred), batch.complete(layout)
+        repeated, batch = layout.take_repeated(batch.y_pred), batch.complete(layout)
         loss = self._loss(layout, batch)
         if self.divergence_reduction is None:
             return loss, 0.0
@@ -225,12 +225,14 @@ def _compare(divergence: Loss, y_preds: Sequence[Tensor]) -> Tensor:
     """Returns the divergence of each row, averaged over all ordered pairs of predictions."""
     # A divergence of this library compares any number of predictions at once. A subclass may have its own `call`.
     if isinstance(divergence, _Divergence) and type(divergence).call is _Divergence.call:
-        return divergence.compare(*y_preds)
-    pairs = list(itertools.permutations(y_preds, 2))
-    values = sum(divergence.call(first, second) for first, second in pairs) / len(pairs)
-    if values.shape == ():
+        values = divergence.compare(*y_preds)
+    else:
+        pairs = list(itertools.permutations(y_preds, 2))
+        values = sum(divergence.call(first, second) for first, second in pairs) / len(pairs)
+    if getattr(values, "shape", ()) == ():
         raise ValueError(
-            "Expected `divergence` to return at least one value per row, so that masks and sample weights can apply. "
+            "Expected `divergence` to return one value per row or more, to which masks and sample weights apply. Leave "
+            "the first axis out of its sums and means, as in `keras.losses.Dice(axis=-1)`. "
             f"Received: a scalar from divergence={divergence!r}"
         )
     return values

@@ -213,7 +213,7 @@ class _GraphRebuilder:
         if len(model.outputs) != 1:
             raise _NoTrainingGraph("it has several outputs")
         if model.outputs[0] not in self._calls:
-            raise _NoTrainingGraph("its output is not that of one layer, called on all passes")
+            raise _NoTrainingGraph("its output does not come directly from a layer that runs once per pass")
         layer, args, kwargs = self._calls[model.outputs[0]]
         obstacle = LastLayer.obstacle(layer, **kwargs)
         if obstacle is not None:
@@ -225,9 +225,10 @@ class _GraphRebuilder:
 
     def flatten_last_layer(self, model: keras.Model) -> keras.Model:
         """On JAX, wraps the last layer of a model from `rebuild` in `FlatLastLayer`, if it computes logits."""
+        if keras.backend.backend() != "jax" or len(model.outputs) != 1:
+            return model
         layer, args, kwargs = self._calls.get(model.outputs[0], (None, (), {}))
-        is_only = len(model.outputs) == 1
-        if keras.backend.backend() != "jax" or not is_only or LastLayer.obstacle(layer, **kwargs) is not None:
+        if LastLayer.obstacle(layer, **kwargs) is not None:
             return model
         return _with_output(model, FlatLastLayer(LastLayer(layer))(args[0]))
 

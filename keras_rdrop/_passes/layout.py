@@ -17,8 +17,8 @@ class PassLayout:
 
     A batch that is sharded over devices therefore needs no communication.
 
-    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows. The
-    batch then has three sizes, and without a fraction two:
+    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows. A
+    batch can then have three sizes, of which the last two are equal without a fraction:
 
     - `rows`: the batch as the user gave it.
     - `widened rows`: each row as often as it goes through the base.
@@ -82,12 +82,12 @@ class PassLayout:
             return values
         return ops.concatenate([values[: self._start], ops.zeros_like(values[self._start :])], axis=0)
 
-    def repeated(self, tensor: Tensor) -> Tensor:
+    def take_repeated(self, tensor: Tensor) -> Tensor:
         """Returns the rows of a widened batch that went through all passes."""
         return tensor if self.fraction == 1.0 else tensor[: self._start]
 
     def fill_with_zeros(self, values: Tensor) -> Tensor:
-        """Adds zeros for the rows that went through one pass, to values from `repeated`: `(rows * passes, ...)`."""
+        """Adds zeros for the rows that went through one pass, to values of all others: `(rows * passes, ...)`."""
         if self.fraction == 1.0:
             return values
         missing = self.rows * self.passes - self._start

@@ -460,7 +460,9 @@ def test_unsupported_last_layers_raise_an_error(make_base, rng):
 @pytest.mark.parametrize(
     "loss",
     [
-        *("mse", L.SparseCategoricalCrossentropy(), L.CategoricalCrossentropy(from_logits=True)),
+        "mse",
+        L.SparseCategoricalCrossentropy(),
+        L.CategoricalCrossentropy(from_logits=True),
         [L.SparseCategoricalCrossentropy(from_logits=True), "mse"],
     ],
 )

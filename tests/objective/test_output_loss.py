@@ -10,7 +10,7 @@ from keras_rdrop import RDropModel
 from keras_rdrop._objective.pairing import output_losses
 from keras_rdrop._passes.layout import PassLayout
 from keras_rdrop._passes.step import CurrentStep, Step
-from keras_rdrop.divergences import SymmetricKL
+from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
 
 L = keras.losses
 
@@ -34,10 +34,11 @@ def test_symmetric_kl_of_one_class_raises_an_error(axis):
     assert float(output_loss(np.zeros((4, 3, 3)), np.zeros((4, 3, 3)))) == 0.0
 
 
-@pytest.mark.parametrize("axis", [2, -3])
-def test_an_axis_that_the_predictions_do_not_have_raises_an_error(axis):
-    output_loss = output_losses("mse", SymmetricKL(from_logits=True, axis=axis), None, CurrentStep())
-    with pytest.raises(ValueError, match=rf"to have an axis of the predictions. Received: axis={axis} and .*\(4, 3\)"):
+@pytest.mark.parametrize("kind", [SymmetricKL, BernoulliSymmetricKL, MeanSquaredDifference])
+@pytest.mark.parametrize("axis", [0, -2, 2, -3])
+def test_an_axis_of_the_rows_or_out_of_range_raises_an_error(axis, kind):
+    output_loss = output_losses("mse", kind(axis=axis), None, CurrentStep())
+    with pytest.raises(ValueError, match=rf"an axis of the predictions other than.*axis={axis} and .*\(4, 3\)"):
         output_loss(np.zeros((4, 3)), np.zeros((4, 3)))
 
 

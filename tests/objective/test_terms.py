@@ -101,16 +101,20 @@ def test_the_call_of_a_custom_divergence_is_used(rng):
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_a_divergence_that_is_not_zero_for_equal_predictions_is_that_of_the_repeated_rows(fraction, reduction, rng):
+@pytest.mark.parametrize("shape", [(5, 3), (5, 2, 3)])
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+def test_a_divergence_that_is_not_zero_for_equal_predictions_is_that_of_the_repeated_rows(
+    fraction, shape, reduction, rng
+):
     """For example, the cross-entropy between the passes. Rows of one pass have none."""
-    x, repeated = rng.uniform(0.1, 1, size=(6, 3)), int(6 * fraction)
-    noise = rng.uniform(0.5, 1, size=(6 + repeated, 3))
-    divergence = L.Poisson(reduction=reduction)
-    logs = train("mse", x, np.zeros((6, 3)), noise, divergence=divergence, fraction=fraction)
-    passes = [x[:repeated] * noise[i : 2 * repeated : 2] for i in range(2)]
+    x, repeated = rng.uniform(0.1, 1, size=shape), round(5 * fraction)
+    noise, weights = rng.uniform(0.5, 1, size=(5 + 2 * repeated, *shape[1:])), rng.uniform(0.5, 2, size=shape[:-1])
+    options = {"divergence": L.Poisson(reduction=reduction), "fraction": fraction, "passes": 3}
+    logs = train("mse", x, np.zeros(shape), noise, weights, **options)
+    passes = [x[:repeated] * noise[i : 3 * repeated : 3] for i in range(3)]
     values = reference.over_pairs(lambda p, q: np.mean(q - p * np.log(q + 1e-7), axis=-1), passes)
-    expected = values.mean() * (6 if reduction == "sum" else 1)
+    values *= weights[:repeated]
+    expected = values.mean() * (np.prod(shape[:-1]) if reduction == "sum" else 1)
     np.testing.assert_allclose(logs["divergence"], expected, rtol=1e-5)
 
 
@@ -119,7 +123,7 @@ def test_a_divergence_without_one_value_per_row_raises_an_error(rng):
         def call(self, y_true, y_pred):
             return ops.sum(ops.square(y_true - y_pred))
 
-    with pytest.raises(ValueError, match="Expected `divergence` to return at least one value per row.*a scalar from"):
+    with pytest.raises(ValueError, match="Expected `divergence` to return one value per row or more.*a scalar from"):
         train("mse", rng.normal(size=(4, 3)), np.zeros((4, 3)), rng.uniform(size=(8, 3)), divergence=Total())
 
 

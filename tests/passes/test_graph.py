@@ -224,6 +224,9 @@ def test_describe_passes_reports_the_shared_layers():
     assert "the base has not been built" in RDropModel(unbuilt()).describe_passes()
     assert "' over each row:" in text
     assert "over the first 25% of each batch:" in RDropModel(image_base(), fraction=0.25).describe_passes()
+    without_loss = RDropModel(image_base())
+    without_loss.compile("sgd", [None])
+    assert "loss and divergence" not in without_loss.describe_passes()
     without_sharing = RDropModel(image_base(), share_prefix=False).describe_passes()
     assert "all layers run once per pass, because share_prefix=False" in without_sharing
 

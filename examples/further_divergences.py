@@ -1,7 +1,7 @@
 """Divergences that go beyond the paper, each for `RDropModel(divergence=...)`.
 
 `docs/beyond.md` explains and shows them. The predictions are logits, except for `CosineDistance`, which compares
-embeddings or any other vectors.
+embeddings or any other vectors, and `GaussianKL`.
 """
 
 import keras
@@ -58,3 +58,18 @@ class CosineDistance(keras.losses.Loss):
 
 
 # --8<-- [end:cosine_distance]
+
+
+# --8<-- [start:gaussian_kl]
+class GaussianKL(keras.losses.Loss):
+    """KL divergence between normal distributions in nats. The last axis holds their means, then their log variances."""
+
+    def call(self, first, second):
+        mean, log_variance = ops.split(first, 2, axis=-1)
+        other_mean, other_log_variance = ops.split(second, 2, axis=-1)
+        difference = log_variance - other_log_variance
+        distance = ops.square(mean - other_mean) / ops.exp(other_log_variance)
+        return ops.mean(ops.exp(difference) - difference - 1.0 + distance, axis=-1) / 2
+
+
+# --8<-- [end:gaussian_kl]

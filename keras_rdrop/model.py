@@ -285,7 +285,7 @@ class RDropModel(PreprocessingModel):
         """
         if not self.base.built:  # nothing would be loaded
             raise ValueError(
-                f"Expected a base that has been built. Received: base={self.base!r}. Call it on a batch first."
+                f"Expected a base that has been built. Received: base={self.base!r}. Call this model on a batch first."
             )
         self.built = True  # the base may have been built after this model was created
         try:

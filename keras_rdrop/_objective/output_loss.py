@@ -61,9 +61,10 @@ class OutputLoss(Loss):
         is_by_row = self.terms.is_by_row(batch.y_pred)
         if not is_by_row and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
             raise ValueError(
-                "Expected a loss with one value per target, as required by `unlabelled`. For one number per row, give "
-                f"predictions and targets the shape (rows, 1). Received: loss={self.loss!r} for predictions of shape "
-                f"{tuple(batch.y_pred.shape)} and targets of shape {tuple(y_true.shape)}"
+                "Expected a loss with one value per target, as required by `unlabelled`. A function of your own must "
+                "average over the last axis. One number per row must have the shape (rows, 1). "
+                f"Received: loss={self.loss!r} for predictions of shape {tuple(batch.y_pred.shape)} and targets of "
+                f"shape {tuple(y_true.shape)}"
             )
         if sample_weight is not None:
             if len(sample_weight.shape) > len(weights.shape):

@@ -65,8 +65,9 @@ def find_training_graph(
         fuse_head: Whether the graph ends before the last layer of the base.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the base gave the same warnings when it was built
+        # The base got its settings of rematerialization, and gave its warnings, when it was built.
+        with keras.RematScope(mode=None), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return _training_graph(base, layout, share_prefix, fuse_head)
     except Exception as error:  # user-defined layers are called again, and may not accept this batch size
         is_known = isinstance(error, _NoTrainingGraph)

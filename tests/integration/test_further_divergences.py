@@ -15,6 +15,7 @@ UPPER_BOUNDS = {
     further_divergences.LearnFromTheOther: np.inf,
     further_divergences.Softened: np.inf,
     further_divergences.CosineDistance: 2.0,
+    further_divergences.GaussianKL: np.inf,
 }
 
 
@@ -33,5 +34,21 @@ def test_zero_at_equality_and_within_its_range(divergence_class, first, second):
     value = compare(first, second)
     assert np.all(value >= -1e-4)
     assert np.all(value <= UPPER_BOUNDS[divergence_class] + 1e-4)
-    if divergence_class is not further_divergences.LearnFromTheOther:
+    if divergence_class not in (further_divergences.LearnFromTheOther, further_divergences.GaussianKL):
         np.testing.assert_allclose(value, compare(second, first), rtol=1e-4, atol=1e-4)
+
+
+def test_gaussian_kl_is_the_integral(rng):
+    first, second = rng.normal(size=(2, 4, 2)).astype("float32")
+    grid = np.linspace(-40, 40, 100_001)
+
+    def log_density(prediction):
+        mean, log_variance = prediction
+        return -(np.square(grid - mean) / np.exp(log_variance) + log_variance + np.log(2 * np.pi)) / 2
+
+    expected = [
+        np.trapezoid(np.exp(log_density(p)) * (log_density(p) - log_density(q)), grid)
+        for p, q in zip(first.astype("float64"), second.astype("float64"), strict=True)
+    ]
+    value = further_divergences.GaussianKL().call(ops.convert_to_tensor(first), ops.convert_to_tensor(second))
+    np.testing.assert_allclose(ops.convert_to_numpy(value), expected, rtol=1e-4)

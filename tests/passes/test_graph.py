@@ -200,6 +200,16 @@ def test_compile_detects_a_changed_dropout_rate(rng):
     assert divergences[1] == 0
 
 
+def test_a_scope_of_rematerialization_around_fit_changes_nothing(rng):
+    """As in plain Keras, whose layers get this setting when they are created."""
+    model = RDropModel(image_base())
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with keras.RematScope(mode="full"):
+        logs = model.train_on_batch(*image_data(rng), return_dict=True)
+    assert logs["divergence"] > 0
+    assert "once per row:  5 layers" in model.describe_passes()
+
+
 def test_fit_detects_a_rate_that_was_raised_since_the_last_fit(rng):
     early, late = layers.Dropout(0.5), layers.Dropout(0.5)
     base = keras.Sequential([keras.Input((3,)), early, layers.Dense(4), late, layers.Dense(2)])

@@ -23,6 +23,7 @@ from render import markdown_table, wrap
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+WITHOUT_DIVERGENCE = "two passes, alpha 0"
 CHEAP = ("R-Drop, second half", "R-Drop, a quarter of the rows")
 VERDICTS = ("better", "worse", "no difference seen")
 HEAD = """# Evidence
@@ -49,6 +50,12 @@ EQUAL = """\
 R-Drop against plain training with the same row passes, by the budgets at which it was better or worse.
 """
 BUDGETS = "Each arm against plain training with the same row passes. A column is a budget.\n"
+DIVERGENCE = """\
+## Is it the divergence?
+
+R-Drop against two passes with `alpha=0` and the same row passes. Both make the same number of updates on the same
+doubled batches, half as many as plain training. Only R-Drop has the divergence.
+"""
 METHOD = """\
 ## Method
 
@@ -107,6 +114,9 @@ class Results:
     def rungs(self, arm):
         return [budget for budget in self.task.rungs if self.runs(arm, budget)]
 
+    def has_all_rungs(self, arm):
+        return self.rungs(arm) == self.rungs("plain")
+
     def common_rungs(self):
         return [rung for rung in self.rungs("plain") if rung in self.rungs("R-Drop")]
 
@@ -120,21 +130,21 @@ class Results:
         """Returns the budget with the best mean validation score."""
         return max(self.rungs(arm), key=lambda rung: np.mean([max(run["validation"]) for run in self.runs(arm, rung)]))
 
-    def compare(self, arm, budget, plain_budget, name=None):
-        """Compares an arm with plain training by a score, by default the deciding one."""
+    def compare(self, arm, budget, baseline_budget, name=None, baseline="plain"):
+        """Compares an arm with plain training, or another arm, by a score, by default the deciding one."""
         name = name or self.names[0]
         sign = -1.0 if name in self.task.lower_is_better else 1.0
-        differences = sign * (self.scores(arm, budget, name) - self.scores("plain", plain_budget, name)) + 0.0
+        differences = sign * (self.scores(arm, budget, name) - self.scores(baseline, baseline_budget, name)) + 0.0
         return Comparison(differences.mean(), *bootstrap_interval(differences))
 
-    def compare_best(self, arm, name=None):
-        """Compares the best budget of an arm with that of plain training."""
-        return self.compare(arm, self.best_rung(arm), self.best_rung("plain"), name)
+    def compare_best(self, arm, name=None, baseline="plain"):
+        """Compares the best budget of an arm with that of plain training, or of another arm."""
+        return self.compare(arm, self.best_rung(arm), self.best_rung(baseline), name, baseline)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A paired difference from plain training, with its 95 % interval. Positive is better."""
+    """A paired difference between two arms, with its 95 % interval. Positive is better."""
 
     mean: float
     low: float
@@ -184,6 +194,9 @@ def summary(results):
     sentences = []
     if results.has_converged:
         sentences.append(f"At the best budget of each, R-Drop was {by_score(results, 'R-Drop')}.")
+        if results.has_all_rungs(WITHOUT_DIVERGENCE):
+            found = by_score(results, "R-Drop", WITHOUT_DIVERGENCE)
+            sentences.append(f"Against two passes without the divergence, R-Drop was {found}.")
         sentences += [f'"{arm}" was {by_score(results, arm)}.' for arm in CHEAP if results.rungs(arm)]
     else:
         names = {"plain": "plain training", "R-Drop": "R-Drop"}
@@ -205,13 +218,13 @@ def says(verdict):
     return "not measurably different" if verdict == "no difference seen" else verdict
 
 
-def by_score(results, arm):
-    """Compares the best budget of an arm with that of plain training by every score."""
+def by_score(results, arm, baseline="plain"):
+    """Compares the best budget of an arm with that of plain training, or of another arm, by every score."""
     parts = []
     for name in results.names:
-        scores = (results.scores(which, results.best_rung(which), name).mean() for which in (arm, "plain"))
+        scores = (results.scores(which, results.best_rung(which), name).mean() for which in (arm, baseline))
         values = " against ".join(f"{score:#.3g}".rstrip(".") for score in scores)
-        parts.append(f"{says(results.compare_best(arm, name).verdict)} by {name} ({values})")
+        parts.append(f"{says(results.compare_best(arm, name, baseline).verdict)} by {name} ({values})")
     return listed(parts)
 
 
@@ -244,6 +257,21 @@ def table_of_verdicts(tasks):
             cells = [", ".join(rungs) for rungs in verdicts(results, name).values()]
             lines.append([results.name if name == results.names[0] else "", name, *cells])
     return markdown_table(["task", "score", *VERDICTS], lines)
+
+
+def table_of_divergences(tasks):
+    """The differences between R-Drop and two passes with alpha 0 at the same budget, by every score."""
+    rungs, lines = sorted({rung for results in tasks for rung in results.common_rungs()}), []
+    for results in tasks:
+        for name in results.names:
+            cells = [
+                str(results.compare("R-Drop", rung, rung, name, WITHOUT_DIVERGENCE))
+                if rung in results.common_rungs()
+                else ""
+                for rung in rungs
+            ]
+            lines.append([results.name if name == results.names[0] else "", name, *cells])
+    return markdown_table(["task", "score", *(f"budget {rung}" for rung in rungs)], lines)
 
 
 def table_of_budgets(results):
@@ -329,6 +357,9 @@ def render(folder):
     ]
     for results in tasks:
         parts.append(f"### {results.name}\n\n{wrap(results.description)}\n\n{table_of_budgets(results)}")
+    compared = [results for results in tasks if results.has_all_rungs(WITHOUT_DIVERGENCE)]
+    if compared:
+        parts += [DIVERGENCE, table_of_divergences(compared)]
     parts.append(METHOD.format(finished=len(tasks), planned=len(TASKS)))
     for results in tasks:
         parts.append(f"## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")

@@ -1,5 +1,6 @@
 """`RDropModel`: trains a Keras model with R-Drop."""
 
+import contextlib
 import math
 import numbers
 import warnings
@@ -177,13 +178,17 @@ class RDropModel(PreprocessingModel):
             self.divergence_tracker.set_alpha(self, self._alpha)
 
     def build(self, input_shape: Any) -> None:
-        """Builds a `keras.Sequential` base. Any other base builds itself in its first call.
+        """Builds the base, if that takes only the shape of one input. Any other base builds itself in its first call.
 
         Args:
             input_shape: As in `keras.Sequential.build`.
         """
         if is_unbuilt_sequential(self.base):
             self.base.build(input_shape)
+        elif not self.base.built and isinstance(input_shape, tuple):
+            # As Keras builds a model, without `training`: a `Sequential` in the base may keep its value on Keras 3.16.
+            with contextlib.suppress(Exception):
+                self.base(keras.KerasTensor(input_shape))
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:

@@ -165,7 +165,7 @@ def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:
         The index of each row, or `None` to keep their order, and the number of rows before the first of weight 0.
     """
     is_zero = ops.logical_and(*(ops.equal(weight, 0) for weight in weights))
-    is_zero = ops.reshape(ops.all(is_zero, axis=1), -1)
+    is_zero = ops.reshape(ops.all(is_zero, axis=1), (-1,))
     rows = ops.shape(is_zero)[0]
     if keras.distribution.distribution() is not None:  # sorting would move rows between devices
         return None, rows

@@ -190,10 +190,14 @@ class Subclassed(keras.Model):
 @pytest.mark.parametrize("kind", [keras.Sequential, Subclassed])
 def test_weights_are_not_loaded_into_an_unbuilt_base(kind, tmp_path):
     model = RDropModel(kind())
-    if kind is Subclassed:  # `build` builds a Sequential base only
-        model.build((None, 3))
     with pytest.raises(ValueError, match=f"Expected a base that has been built. Received: base=<{kind.__name__}.*Call"):
         model.load_weights(tmp_path / "model.weights.h5")
+
+
+def test_build_builds_a_subclassed_base():
+    model = RDropModel(Subclassed())
+    model.build((None, 3))
+    assert [tuple(weight.shape) for weight in model.base.weights] == [(3, 2), (2,)]
 
 
 def test_model_has_the_weights_of_its_base(batch):

@@ -14,7 +14,7 @@ from keras_rdrop._preprocessing import PreprocessingModel
 # Methods that `RDropModel` runs itself.
 _TRAINING = ("fit", "train_on_batch", "train_step", "make_train_function")
 _EVALUATION = ("evaluate", "test_on_batch", "test_step", "make_test_function")
-_METRICS = ("compute_loss", "compute_metrics", "get_metrics_result")
+_LOSS_AND_METRICS = ("compute_loss", "compute_metrics", "get_metrics_result")
 
 
 def check_base(base: keras.Model) -> None:
@@ -26,7 +26,7 @@ def check_base(base: keras.Model) -> None:
             "Expected `base` to contain no `RDropModel`. Use the model that it wraps, its `base`, instead. "
             f"Received: base={base!r}"
         )
-    for name in (*_TRAINING, *_EVALUATION, *_METRICS):
+    for name in (*_TRAINING, *_EVALUATION, *_LOSS_AND_METRICS):
         if _has_own(base, name):
             raise ValueError(
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "

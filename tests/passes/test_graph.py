@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.straightforward import UnoptimizedSymmetricKL
 
 from keras_rdrop import RDropModel
-from keras_rdrop._passes.graph import find_training_graph
+from keras_rdrop._passes.graph import FlatLastLayer, find_training_graph
 from keras_rdrop._passes.layout import PassLayout
 
 layers = keras.layers
@@ -599,3 +599,11 @@ def test_a_nested_transformer_with_a_dict_of_inputs_without_masks_shares_its_pre
     outer = {name: keras.Input((6,), name=name, dtype="int32") for name in inputs}
     graph = find_training_graph(keras.Model(outer, layers.Dense(10)(backbone(outer))), PassLayout(2))
     assert list(graph.frontier) == ["first_dropout"], graph.reason
+
+
+@pytest.mark.parametrize("outputs", [lambda logits: logits, lambda logits: [logits], lambda logits: {"a": logits}])
+def test_the_last_layer_gets_one_axis_of_rows_on_jax(outputs):
+    inputs = keras.Input((6, 4))
+    base = keras.Model(inputs, outputs(layers.Dense(10)(layers.Dropout(0.5)(layers.Dense(4)(inputs)))))
+    model = find_training_graph(base, PassLayout(2)).model
+    assert isinstance(model.layers[-1], FlatLastLayer) == (keras.backend.backend() == "jax")

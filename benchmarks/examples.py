@@ -35,7 +35,8 @@ PARAGRAPHS = """# What the examples do
 With R-Drop, each task trains in {shortest:.0f} to {longest:.0f} minutes on two CPU cores.
 
 The table shows each script with `--compare`, its default settings and seed 0. R-Drop takes as many steps as plain \
-training, and so twice the row passes. One seed does not show which of them is better: see [Evidence](evidence.md).
+training, and so twice the row passes. `--compare` also trains `plain, longer`, for the same row passes, which was not \
+measured here. One seed does not show which of them is better: see [Evidence](evidence.md).
 
 {table}
 

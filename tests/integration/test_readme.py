@@ -70,7 +70,11 @@ def tiny_presets(monkeypatch):
     def vit(preset, *, dropout_rate, attention_dropout):
         return tasks.image_classifier(dropout=dropout_rate).backbone
 
+    def vit_classifier(preset, *, backbone, num_classes):
+        return keras_hub.models.ViTImageClassifier(backbone, num_classes=num_classes)
+
     monkeypatch.setattr(keras_hub.models.ViTBackbone, "from_preset", vit)
+    monkeypatch.setattr(keras_hub.models.ViTImageClassifier, "from_preset", vit_classifier)
 
 
 @pytest.fixture

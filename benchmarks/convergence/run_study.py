@@ -57,19 +57,20 @@ class Batches(keras.utils.PyDataset):
     Args:
         data: Tuple of arrays, or of structures of arrays.
         order: Integers of shape `(steps, rows)`: the rows of each batch.
-        augment: Optional function of a batch of inputs.
+        augment: Optional function of a batch of inputs and of `rng`.
+        rng: Random number generator.
     """
 
-    def __init__(self, data, order, augment=None):
+    def __init__(self, data, order, augment, rng):
         super().__init__()
-        self.data, self.order, self.augment = data, order, augment
+        self.data, self.order, self.augment, self.rng = data, order, augment, rng
 
     def __len__(self):
         return len(self.order)
 
     def __getitem__(self, index):
         x, *rest = keras.tree.map_structure(lambda array: array[self.order[index]], self.data)
-        return x if self.augment is None else self.augment(x), *rest
+        return x if self.augment is None else self.augment(x, self.rng), *rest
 
 
 def order_of_rows(rows, steps, batch_size, seed):
@@ -92,6 +93,7 @@ def train(cell: Cell):
     row_passes = cell.budget * task.unit * rows
     steps = round(row_passes / (task.batch_size * arm.passes))
     order = order_of_rows(rows, steps, task.batch_size, cell.seed)
+    rng = np.random.default_rng([cell.seed, 1])  # another one than that of the order
 
     # Both phases share the optimizer, so its state and its learning rate schedule continue.
     optimizer = keras.optimizers.AdamW(WarmUp(setting.learning_rate, steps // 10, steps, "cosine"))
@@ -106,7 +108,7 @@ def train(cell: Cell):
             model = RDropModel(network, **{"alpha": setting.alpha, **arm.options})
             model.compile(optimizer, loss)
         fit_began = time.process_time()  # several cells share the processor
-        model.fit(Batches(data["train"], order[start:end], task.augment), shuffle=False, verbose=0)
+        model.fit(Batches(data["train"], order[start:end], task.augment, rng), shuffle=False, verbose=0)
         seconds += time.process_time() - fit_began
         if end in checks:
             validation.append(task.validate(network, data["validation"]))

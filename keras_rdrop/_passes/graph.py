@@ -5,11 +5,12 @@ layers, with the rows repeated at the first random layer. A subclassed base has 
 repeated at its inputs.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -179,13 +180,13 @@ class _GraphRebuilder:
         self.shared: dict[keras.Layer, None] = {}
         # The widened tensor of each tensor. A widened tensor maps to itself.
         self._widened: dict[keras.KerasTensor, keras.KerasTensor] = {}
-        # The tensors that layers read once per row.
-        self._read_once: set[keras.KerasTensor] = set()
+        # The tensors that are read in the place of each tensor: itself, or copies of it.
+        self._read_as: dict[keras.KerasTensor, set[keras.KerasTensor]] = collections.defaultdict(set)
         # The tensors that may have a Keras mask at run time. In the graph itself, Keras leaves out some masks, such as
         # those of nested models.
         self._may_be_masked: set[keras.KerasTensor] = set()
-        # The first attention layer that removes the mask of each tensor.
-        self._attention: dict[keras.KerasTensor, keras.Layer] = {}
+        # The first layer that changes the mask of each tensor.
+        self._mask_changed_by: dict[keras.KerasTensor, keras.Layer] = {}
         # The layer and the arguments of each call with all passes, by its output: one of them is the last.
         self._calls: dict[keras.KerasTensor, tuple[Any, Any, Any]] = {}
 
@@ -198,7 +199,7 @@ class _GraphRebuilder:
         inputs = tree.map_structure(new_input, plain.input)
         clone = keras.models.clone_model(plain, inputs, clone_function=lambda layer: layer, call_function=self._call)
         self._check_masks()
-        outputs = tree.map_structure(self._with_all_passes, clone.output)
+        outputs = self._replace(clone.output, self._with_all_passes)
         # An automatic name may already belong to a nested model that was loaded from a file.
         model = keras.Model(clone.input, outputs, name=f"all_passes_{next(self._models)}")
         if isinstance(base, keras.Sequential):  # it accepts any shape that its layers accept
@@ -239,43 +240,56 @@ class _GraphRebuilder:
         tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
         has_mask = any(mask is not None for mask in tree.flatten(kwargs.get("mask")))  # a dict of `None` for a dict
         masked = [tensor for tensor in tensors if has_mask or tensor in self._may_be_masked]
-        removes_masks = bool(masked) and _removes_masks(layer)
-        if removes_masks:
-            self._attention = dict.fromkeys(masked, layer) | self._attention
+        is_functional = _is_functional(layer)
+        changes_masks = bool(masked) and (_removes_masks(layer) or (has_mask and is_functional))
+        if changes_masks:
+            self._may_be_masked.update(masked)
+            self._mask_changed_by = dict.fromkeys(masked, layer) | self._mask_changed_by
         has_all_passes = any(map(self._is_widened, tensors))
         runs_once = self.share_prefix and not has_all_passes and not randomness.may_be_random(layer, arguments)
+        read_as = self._with_all_passes
         if runs_once:
+            read_as = _identity
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-                self._read_once.update(tensors)
-        elif has_all_passes:
-            args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
-        elif _is_functional(layer) and not removes_masks:  # layers in it may run once per row
-            for tensor in tensors:
-                self._check_rows(tensor)
+        elif not has_all_passes and is_functional and not changes_masks:  # layers in it may run once per row
+            read_as = self._passed_on
             layer = self.rebuild(layer)
-        else:
+        elif not has_all_passes:
             self.frontier[layer.name] = None
-            args, kwargs = tree.map_structure(self._with_all_passes, (args, kwargs))
+        args, kwargs = self._replace((args, kwargs), read_as)
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
         output_tensors = [output for output in tree.flatten(outputs) if output is not None]
         if masked or _may_set_masks(layer):
             self._may_be_masked.update(output_tensors)
         if not runs_once:
             self._widened.update((tensor, tensor) for tensor in output_tensors)
-            if isinstance(outputs, keras.KerasTensor):
+            if args and isinstance(outputs, keras.KerasTensor):
                 self._calls[outputs] = layer, args, kwargs
         return outputs
 
     def _check_masks(self) -> None:
         """Checks that each layer gets the mask that it has in the base.
 
-        An attention layer removes the mask of its inputs, so the layers that are called after it get none. The order of
-        the calls may change between layers that run once per row and layers that run once per pass.
+        An attention layer removes the mask of its inputs, and a model sets the mask that it is called with. The layers
+        that are called later get the changed mask, but not if they read another copy of the tensor.
         """
-        for tensor in self._attention.keys() & self._read_once & self._widened.keys():
-            name = self._attention[tensor].name
-            raise _NoTrainingGraph(f"its layer '{name}' removes the mask of a tensor that a random layer reads too")
+        for tensor, layer in self._mask_changed_by.items():
+            if len(self._read_as[tensor]) > 1:
+                reason = "changes the mask of a tensor that a random layer or model reads too"
+                raise _NoTrainingGraph(f"its layer '{layer.name}' {reason}")
+
+    def _replace(self, arguments: Any, read_as: Callable[[keras.KerasTensor], keras.KerasTensor]) -> Any:
+        """Replaces the tensors in the arguments of a call."""
+
+        def replace(argument: Any) -> Any:
+            if not isinstance(argument, keras.KerasTensor):
+                return argument
+            replacement = read_as(argument)
+            self._read_as[argument].add(replacement)
+            return replacement
+
+        return tree.map_structure(replace, arguments)
 
     def _check_rows(self, tensor: keras.KerasTensor) -> None:
         if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
@@ -284,8 +298,17 @@ class _GraphRebuilder:
     def _is_widened(self, tensor: keras.KerasTensor) -> bool:
         return self._widened.get(tensor) is tensor
 
-    def _with_all_passes(self, tensor: Any) -> Any:
-        if not isinstance(tensor, keras.KerasTensor) or self._is_widened(tensor):
+    def _passed_on(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns the input of a nested model, which repeats the rows itself.
+
+        Keras calls the layers in the order of their depth in the graph. An operation in the place of the one that
+        repeats the rows keeps the order of the layers before it.
+        """
+        self._check_rows(tensor)
+        return MapWithMask(_identity)(tensor)
+
+    def _with_all_passes(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        if self._is_widened(tensor):
             return tensor
         self._check_rows(tensor)
         if tensor not in self._widened:
@@ -293,6 +316,10 @@ class _GraphRebuilder:
             widened = MapWithMask(self.layout.widen)(tensor)
             self._widened[tensor] = self._widened[widened] = widened
         return self._widened[tensor]
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _with_output(model: keras.Model, output: keras.KerasTensor) -> keras.Model:

@@ -14,6 +14,7 @@ from keras_rdrop._passes.graph import FlatLastLayer, find_training_graph
 from keras_rdrop._passes.layout import PassLayout
 
 layers = keras.layers
+NORMAL = keras.initializers.RandomNormal(stddev=1.0)
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -67,7 +68,7 @@ def attention_base():
 def two_attentions_base():
     """Builds a base in which a layer reads a masked tensor before an attention layer removes its mask."""
     tokens = keras.Input((5,), dtype="int32")
-    embedded = layers.Embedding(10, 4, keras.initializers.RandomNormal(stddev=1.0), mask_zero=True)(tokens)
+    embedded = layers.Embedding(10, 4, NORMAL, mask_zero=True)(tokens)
     attended = layers.LayerNormalization()(layers.MultiHeadAttention(2, 2)(embedded, embedded))
     hidden = layers.Dense(4)(embedded)
     random = layers.MultiHeadAttention(2, 2, dropout=0.3, seed=1)(hidden, hidden)
@@ -100,6 +101,44 @@ def explicit_mask_base():
     return keras.Model(tokens, layers.Dense(3)(layers.Add()([layers.Dropout(0.3, seed=1)(hidden), attended])))
 
 
+def hidden_mask():
+    """Returns an input, and an embedding of it that sets its mask only when it is called."""
+    tokens = keras.Input((5,), dtype="int32")
+    return tokens, layers.ReversibleEmbedding(10, 4, embeddings_initializer=NORMAL, mask_zero=True)(tokens)
+
+
+def random_model():
+    """Builds a model whose first layer reads a mask, and whose second layer is random."""
+    recurrent = layers.GRU(4, return_sequences=True)
+    return keras.Sequential([keras.Input((5, 4)), recurrent, layers.Dropout(0.3, seed=1)])
+
+
+def masked_model_base():
+    """Builds a base where an attention layer removes the mask of a tensor before or after a random model reads it."""
+    tokens, hidden = hidden_mask()
+    attended = layers.MultiHeadAttention(2, 2)(hidden, hidden)
+    return keras.Model(tokens, layers.Dense(3)(layers.Add()([random_model()(hidden), attended])))
+
+
+def layer_before_a_model_base():
+    """Builds a base where a layer before a random model reads a mask before an attention layer removes it."""
+    tokens, hidden = hidden_mask()
+    attended = layers.MultiHeadAttention(2, 2)(hidden, hidden)
+    random = random_model()(layers.GRU(4, return_sequences=True)(hidden))
+    return keras.Model(tokens, layers.Dense(3)(layers.Add()([random, attended])))
+
+
+def model_called_with_a_mask_base():
+    """Builds a base where a model sets the mask of its input before or after a random layer reads it."""
+    tokens = keras.Input((5,), dtype="int32")
+    hidden = layers.Dense(4)(layers.Embedding(10, 4, NORMAL)(tokens))
+    nested_input = keras.Input((5, 4))
+    nested = keras.Model(nested_input, layers.GRU(4, return_sequences=True)(nested_input))
+    random = layers.GRU(4, return_sequences=True, dropout=0.3, seed=1)(hidden)
+    summed = layers.Add()([random, nested(hidden, mask=keras.ops.not_equal(tokens, 0))])
+    return keras.Model(tokens, layers.Dense(3)(summed))
+
+
 def image_data(rng):
     return rng.normal(size=(6, 6, 6, 2)).astype("float32"), rng.integers(0, 3, 6)
 
@@ -125,6 +164,9 @@ BASES = {
     "explicit mask": (explicit_mask_base, sequence_data, 0),
     "nested mask": (nested_mask_base, sequence_data, 0),
     "two attentions": (two_attentions_base, sequence_data, 4),
+    "masked model": (masked_model_base, sequence_data, 0),
+    "layer before a model": (layer_before_a_model_base, sequence_data, 3),
+    "model called with a mask": (model_called_with_a_mask_base, sequence_data, 0),
 }
 
 
@@ -337,10 +379,12 @@ def unbuilt():
         (custom_first_layer, "no layer comes before"),
         (random_first_layer, "no layer comes before"),
         (unbuilt, "a subclassed or unbuilt base has no graph"),
-        (hidden_mask_base, "removes the mask of a tensor that a random layer reads too"),
-        (explicit_mask_base, "removes the mask of a tensor that a random layer reads too"),
-        (nested_mask_base, "removes the mask of a tensor that a random layer reads too"),
-        (attention_base, "removes the mask of a tensor that a random layer reads too"),
+        (hidden_mask_base, "changes the mask of a tensor that a random layer or model reads too"),
+        (explicit_mask_base, "changes the mask of a tensor that a random layer or model reads too"),
+        (nested_mask_base, "changes the mask of a tensor that a random layer or model reads too"),
+        (masked_model_base, "changes the mask of a tensor that a random layer or model reads too"),
+        (model_called_with_a_mask_base, "changes the mask of a tensor that a random layer or model reads too"),
+        (attention_base, "changes the mask of a tensor that a random layer or model reads too"),
     ],
 )
 def test_unsupported_bases_have_no_shared_prefix(make_base, reason):

@@ -96,8 +96,8 @@ class Results:
         steps = {arm: self.runs(arm, self.task.rungs[0])[0]["steps"] for arm in DECIDING}
         epochs = f"{self.task.unit} epoch{'s' * (self.task.unit != 1)}"
         return (
-            f"{self.task.description} A budget of 1 is {epochs} of plain training, with {steps['plain']} updates, or "
-            f"{steps['R-Drop']} updates of R-Drop."
+            f"{self.task.description} A budget of 1 is {epochs} of plain training, with {steps['plain']:,} updates, or "
+            f"{steps['R-Drop']:,} updates of R-Drop."
         )
 
     @property

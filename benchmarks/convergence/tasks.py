@@ -229,7 +229,7 @@ def _build_vit(dropout: float) -> keras.Model:
 
 
 def _shift(images: np.ndarray, rng: np.random.Generator, pixels: int = 3) -> np.ndarray:
-    """Shifts each image by up to 3 pixels."""
+    """Shifts each image by up to `pixels` in each direction."""
     rows, height, width, _ = images.shape
     padded = np.pad(images, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], mode="edge")
     crops = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))

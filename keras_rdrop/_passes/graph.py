@@ -247,15 +247,17 @@ class _GraphRebuilder:
             self._mask_changed_by = dict.fromkeys(masked, layer) | self._mask_changed_by
         has_all_passes = any(map(self._is_widened, tensors))
         runs_once = self.share_prefix and not has_all_passes and not randomness.may_be_random(layer, arguments)
-        read_as = self._with_all_passes
         if runs_once:
-            read_as = _identity
+            read_as = _itself
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-        elif not has_all_passes and is_functional and not changes_masks:  # layers in it may run once per row
-            read_as = self._passed_on
+        elif has_all_passes:
+            read_as = self._with_all_passes
+        elif is_functional and not changes_masks:  # layers in it may run once per row
+            read_as = self._input_of_a_model
             layer = self.rebuild(layer)
-        elif not has_all_passes:
+        else:
+            read_as = self._with_all_passes
             self.frontier[layer.name] = None
         args, kwargs = self._replace((args, kwargs), read_as)
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
@@ -280,7 +282,7 @@ class _GraphRebuilder:
                 raise _NoTrainingGraph(f"its layer '{layer.name}' {reason}")
 
     def _replace(self, arguments: Any, read_as: Callable[[keras.KerasTensor], keras.KerasTensor]) -> Any:
-        """Replaces the tensors in the arguments of a call."""
+        """Replaces the tensors in the arguments of a call, and records what is read in the place of each."""
 
         def replace(argument: Any) -> Any:
             if not isinstance(argument, keras.KerasTensor):
@@ -298,14 +300,14 @@ class _GraphRebuilder:
     def _is_widened(self, tensor: keras.KerasTensor) -> bool:
         return self._widened.get(tensor) is tensor
 
-    def _passed_on(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns the input of a nested model, which repeats the rows itself.
+    def _input_of_a_model(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns a tensor for a nested model, which repeats the rows itself.
 
-        Keras calls the layers in the order of their depth in the graph. An operation in the place of the one that
-        repeats the rows keeps the order of the layers before it.
+        Keras calls the layers in the order of their depth in the graph. A layer in the place of the one that would
+        repeat the rows keeps the order of the layers before it.
         """
         self._check_rows(tensor)
-        return MapWithMask(_identity)(tensor)
+        return keras.layers.Identity(autocast=False)(tensor)
 
     def _with_all_passes(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
         if self._is_widened(tensor):
@@ -318,7 +320,7 @@ class _GraphRebuilder:
         return self._widened[tensor]
 
 
-def _identity(tensor: Tensor) -> Tensor:
+def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 

@@ -250,8 +250,10 @@ TASKS = {
         _validate_tokens,
         _translation_scores,
         (),
-        unit=10,
+        unit=5,
+        rungs=(1, 2, 4, 8, 16),
         learning_rate=2e-3,
+        dtype_policy="mixed_bfloat16",
     ),
     "language model": Task(
         "A GPT-2 of two layers from scratch learns documentation of Python.",

@@ -185,6 +185,10 @@ class StochasticDepth(keras.layers.Wrapper):
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # This checks the shape of the branch. In training, JAX would need to know the number of rows.
+        return keras.Operation.compute_output_spec(self, inputs, training=False)
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 

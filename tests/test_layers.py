@@ -354,9 +354,10 @@ class TestStochasticDepth:
         with pytest.raises(ValueError, match=r"Expected `rate` to be a float in \[0, 1\)\. Received: rate="):
             StochasticDepth(Doubled(), rate)
 
-    def test_a_branch_that_changes_the_shape(self):
+    @pytest.mark.parametrize("inputs", [np.ones((4, 3)), keras.Input((3,))], ids=["values", "graph"])
+    def test_a_branch_that_changes_the_shape(self, inputs):
         with pytest.raises(ValueError, match="Expected `layer` to keep the shape of its inputs"):
-            StochasticDepth(layers.Dense(1), 0.5)(np.ones((4, 3)), training=True)
+            StochasticDepth(layers.Dense(1), 0.5)(inputs, training=True)
 
 
 def test_stochastic_depth_scales_the_branch_in_float64():

@@ -196,9 +196,11 @@ def test_the_readme_gives_the_verdicts_of_the_results(name, first_score, at_best
     assert f"{best['R-Drop']:.3f} against {best['plain']:.3f}" in readme
 
 
-def test_r_drop_is_less_accurate_on_images_with_few_epochs_as_the_readme_says():
-    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}["images"]
-    assert [results.compare("R-Drop", rung, rung).verdict for rung in (1, 2, 4)] == ["worse"] * 3
+def test_r_drop_is_worse_at_small_budgets_as_the_readme_and_the_page_of_questions_say():
+    tasks = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}
+    assert "images" in tasks
+    for results in tasks.values():
+        assert [results.compare("R-Drop", rung, rung).verdict for rung in (1, 2)] == ["worse"] * 2
 
 
 def test_two_passes_without_the_divergence_come_close_as_the_readme_says():

@@ -36,12 +36,20 @@ class PreprocessingModel(keras.Model):
                         f"`validation_data`. Received: x of type {type(data[0])}"
                     )
                 data = _as_arrays(data)
-                start = int(_count_rows(data) * (1 - split))
+                rows = _count_rows(data)
+                start = int(rows * (1 - split))
+                if not 0 < start < rows:
+                    raise ValueError(
+                        "Expected `validation_split` to leave rows for training and for validation. "
+                        f"Received: validation_split={split} and {rows} rows"
+                    )
                 data, validation = _take(data, slice(start)), _take(data, slice(start, None))
             arguments["x"] = self._dataset(data, batch_size, arguments.get("shuffle", True))
             if validation is not None:
-                batch_size = arguments.pop("validation_batch_size", None) or batch_size
-                arguments["validation_data"] = self._dataset(unpack_x_y_sample_weight(validation), batch_size)
+                validation = unpack_x_y_sample_weight(validation)
+                default = None if _is_dataset(validation[0]) else batch_size
+                batch_size = arguments.pop("validation_batch_size", None) or default
+                arguments["validation_data"] = self._dataset(validation, batch_size)
                 self._validation_dataset = weakref.ref(arguments["validation_data"])
         return super().fit(**arguments)
 
@@ -103,10 +111,11 @@ class PreprocessingModel(keras.Model):
         """Returns batches of preprocessed data, from a dataset with `map` (tf.data, grain) or from arrays and lists."""
         if not _is_dataset(data[0]):
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
-        if data[1] is not None or data[2] is not None:
+        if data[1] is not None or data[2] is not None or batch_size is not None:
             raise ValueError(
-                "Expected no `y` and no `sample_weight` beside a dataset, which already contains them. "
-                f"Received: x of type {type(data[0])}, y of type {type(data[1])}, sample_weight of type {type(data[2])}"
+                "Expected no `y`, no `sample_weight` and no `batch_size` beside a dataset, which contains batches. "
+                f"Received: x of type {type(data[0])}, y of type {type(data[1])}, sample_weight of type "
+                f"{type(data[2])}, batch_size={batch_size}"
             )
         preprocess = self.base.preprocess_samples
 
@@ -168,8 +177,8 @@ def _as_arrays(data: Any) -> Any:
 
     data = tree.traverse(convert, data)
     for leaf in tree.flatten(data):
-        if leaf is not None and not hasattr(leaf, "shape"):
-            expected = "lists, arrays, tensors, or a dataset of tf.data or grain, as `fit` of the base does"
+        if leaf is not None and not getattr(leaf, "shape", ()):
+            expected = "lists, arrays or tensors with one entry per row, or a dataset of tf.data or grain"
             raise ValueError(
                 f"Expected `x`, `y` and `sample_weight` to be {expected}. Received: data of type {type(leaf)}"
             )

@@ -49,11 +49,26 @@ class TestRawData:
         np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
         assert [len(batch) for batch in model.base.batches[-4:]] == [4, 2, 4, 2]
 
-    @pytest.mark.parametrize("argument", ["y", "sample_weight"])
-    def test_targets_beside_a_dataset_raise_an_error(self, model, argument):
+    @pytest.mark.parametrize("argument", [{"y": LABELS}, {"sample_weight": LABELS}, {"batch_size": 2}])
+    def test_targets_or_a_batch_size_beside_a_dataset_raise_an_error(self, model, argument):
         dataset = types.SimpleNamespace(map=None)  # a dataset is what has `map`
-        with pytest.raises(ValueError, match="Expected no `y` and no `sample_weight` beside a dataset"):
-            model.fit(dataset, **{argument: LABELS})
+        expected = "Expected no `y`, no `sample_weight` and no `batch_size` beside a dataset"
+        for method in (model.fit, model.evaluate):
+            with pytest.raises(ValueError, match=expected):
+                method(dataset, **argument)
+
+    def test_a_batch_size_beside_a_dataset_for_validation(self, model):
+        import tensorflow as tf
+
+        validation = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(2)
+        validation = validation.map(lambda x, y: (tf.strings.length(x), y))  # `encode` does not take symbolic words
+        model.base.preprocess_samples = lambda x, y=None, weight=None: (
+            (encode(x), y) if isinstance(x, list) else (tf.one_hot(x, 2), y)
+        )
+        history = model.fit(TEXTS, LABELS, batch_size=3, validation_data=validation, verbose=0).history
+        assert np.isfinite(history["val_loss"]).all()
+        with pytest.raises(ValueError, match=r"Expected no `y`, .* batch_size=2$"):
+            model.fit(TEXTS, LABELS, validation_data=validation, validation_batch_size=2, verbose=0)
 
     def test_data_of_different_lengths_raises_an_error(self, model):
         with pytest.raises(
@@ -69,6 +84,17 @@ class TestRawData:
     def test_validation_split_takes_the_last_rows(self, model):
         model.fit(TEXTS, LABELS, batch_size=6, validation_split=0.5, shuffle=False, verbose=0)
         assert model.base.batches[-2:] == [TEXTS[:3], TEXTS[3:]]
+
+    @pytest.mark.parametrize("split", [0.9, -0.5])
+    def test_validation_split_that_leaves_no_rows_raises_an_error(self, model, split):
+        split_error = rf"Expected `validation_split` to leave .* Received: validation_split={split} and 6 rows"
+        with pytest.raises(ValueError, match=split_error):
+            model.fit(TEXTS, LABELS, validation_split=split)
+
+    @pytest.mark.parametrize("labels", [np.int64(1), np.array("good")])
+    def test_data_without_rows_raises_an_error(self, model, labels):
+        with pytest.raises(ValueError, match="with one entry per row, .* Received: data of type"):
+            model.fit(TEXTS[:1], labels)
 
     def test_validation_split_of_a_dataset_raises_an_error(self, model):
         import tensorflow as tf

@@ -7,6 +7,7 @@ the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets th
 from keras import ops, tree
 from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
+from keras_rdrop._arguments import known_shape
 from keras_rdrop._keras import Tensor, get_mask, rank_of_values, squeezes_predictions
 from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
@@ -32,6 +33,7 @@ class OutputLoss(Loss):
         self.loss, self.divergence, self.loss_weight = loss, divergence, loss_weight
         self.terms = (JointTerms if JointTerms.supports(loss, divergence) else SeparateTerms)(loss, divergence)
         self.current, self.unlabelled = current, unlabelled
+        self._ranks: dict[tuple[int, int], int] = {}  # the rank of the loss, by the ranks of targets and predictions
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         step = self.current.step
@@ -41,6 +43,7 @@ class OutputLoss(Loss):
             return self.loss(y_true, y_pred, sample_weight)
         if isinstance(sample_weight, (list, tuple)):  # Keras does not unpack them if `y` is a list of one array
             (sample_weight,) = sample_weight
+        self._check_sample_weight(y_true, y_pred, sample_weight)
         batch = OutputBatch(y_true, y_true, y_pred, sample_weight, sample_weight)
         if self.unlabelled is not None:
             batch = self._exclude_unlabelled(batch)
@@ -86,6 +89,26 @@ class OutputLoss(Loss):
             return None
         axis = self.loss.get_config().get("axis", -1)
         return axis if isinstance(axis, int) and len(y_true.shape) == len(y_pred.shape) else -1
+
+    def _check_sample_weight(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> None:
+        """Raises a `ValueError` for weights whose first axis Keras does not align with the rows.
+
+        Keras aligns the last axes, after it has added at most one axis to the weights. The rows of widened weights may
+        then have the length of another axis.
+        """
+        rank, ranks = len(known_shape(sample_weight)), (len(known_shape(y_true)), len(y_pred.shape))
+        is_aligned = rank == 0 or rank >= ranks[1] - 1  # no loss has more axes than the predictions
+        if is_aligned or y_true is None or type(self.loss).__call__ is not Loss.__call__:
+            return
+        if ranks not in self._ranks:
+            self._ranks[ranks] = rank_of_values(self.loss, y_true, y_pred)
+        if rank < self._ranks[ranks] - 1:
+            shape = ", ".join(["rows", *["1"] * (self._ranks[ranks] - 1)])
+            raise ValueError(
+                f"Expected `sample_weight` to have at least {self._ranks[ranks] - 1} axes, one less than the loss. For "
+                f"one weight per row, its shape is ({shape}). Received: sample weights of shape "
+                f"{tuple(sample_weight.shape)} and predictions of shape {tuple(y_pred.shape)}"
+            )
 
     def _check_axis(self, y_pred: Tensor) -> None:
         if not isinstance(self.divergence, _Divergence):

@@ -56,6 +56,22 @@ def test_a_divergence_over_another_axis_than_the_loss_raises_an_error(loss):
         assert np.isfinite(float(output_loss(np.zeros(shape), np.zeros(shape))))
 
 
+@pytest.mark.parametrize("loss", [L.MeanSquaredError(), L.SparseCategoricalCrossentropy(from_logits=True)])
+def test_weights_of_rows_that_keras_would_align_with_another_axis_raise_an_error(loss, rng):
+    """The weights of four rows, repeated for two passes, are as long as the last axis of a loss of shape (8, 8, 8)."""
+    x, noise, weights = rng.normal(size=(4, 8, 8, 3)), rng.uniform(0.5, 1.5, (8, 8, 8, 3)), rng.uniform(size=4)
+    y = rng.normal(size=x.shape) if loss.name == "mean_squared_error" else rng.integers(0, 3, x.shape[:-1])
+    by_row = weights.reshape(4, 1, 1)
+    logs, expected = (train(loss, x, y, noise, sample_weight=w) for w in (by_row, np.broadcast_to(by_row, (4, 8, 8))))
+    assert logs == pytest.approx(expected, rel=1e-6)
+    inputs = keras.Input(x.shape[1:])
+    model = RDropModel(keras.Model(inputs, KnownNoise(noise)(inputs)))
+    model.compile("sgd", loss)
+    model.train_on_batch(x, y)  # on JAX and PyTorch, Keras refuses such weights in the first call
+    with pytest.raises(ValueError, match=r"at least 2 axes.*\(rows, 1, 1\)\. Received: .*\(8,\) and.*\(8, 8, 8, 3\)"):
+        model.train_on_batch(x, y, sample_weight=weights)
+
+
 def test_a_step_collects_the_weighted_divergence(rng):
     current = CurrentStep()
     output_loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), "auto", 0.5, current)

@@ -107,7 +107,7 @@ class OutputLoss(Loss):
             raise ValueError(
                 f"Expected `sample_weight` to have at least {self._ranks[ranks] - 1} axes, one less than the loss. For "
                 f"one weight per row, its shape is ({shape}). Received: sample weights of shape "
-                f"{tuple(sample_weight.shape)} and predictions of shape {tuple(y_pred.shape)}"
+                f"{tuple(sample_weight.shape)} and predictions of shape {tuple(y_pred.shape)} in the widened batch"
             )
 
     def _check_axis(self, y_pred: Tensor) -> None:

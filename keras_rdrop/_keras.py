@@ -134,6 +134,12 @@ def copy_weights(sample_weight: Tensor | None) -> Tensor | None:
     return None if sample_weight is None else ops.copy(sample_weight)
 
 
+def not_equal(tensor: Tensor, number: Any) -> Tensor:
+    """Compares targets with a number as losses of Keras do: in floating point, because -1 as a uint8 would be 255."""
+    is_half = keras.backend.standardize_dtype(tensor.dtype) in ("float16", "bfloat16")
+    return ops.not_equal(tensor if is_half else ops.cast(tensor, "float32"), number)
+
+
 def out_of_range_factor(targets: Tensor, classes: int) -> Tensor:
     """Returns a factor for the cross-entropy of each target: 1 for targets in `[0, classes)`.
 

@@ -362,9 +362,8 @@ class RDropModel(PreprocessingModel):
         layout = self._layout.for_batch(x)
         x, y, sample_weight = require_rows((x, y, sample_weight), layout.rows)
         y, sample_weight = tree.map_structure(layout.widen, (y, sample_weight))  # the training graph repeats x
-        data, alpha = keras.utils.pack_x_y_sample_weight(x, y, sample_weight), self._alpha_at_iteration(*state)
-        with self._current.set(Step(alpha, layout, self._training_graph.last_layer)):
-            return super().train_step(*state, data)
+        with self._current.set(Step(self._alpha_at_iteration(*state), layout, self._training_graph.last_layer)):
+            return super().train_step(*state, (x, y, sample_weight))
 
     @overrides(keras.Model.evaluate)
     def evaluate(self, **arguments: Any) -> Any:

@@ -4,11 +4,14 @@ Keras calls a compiled loss with the targets, predictions and sample weights of 
 the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets the same rows, masks and weights.
 """
 
+import itertools
+from typing import Any
+
 from keras import ops, tree
 from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
 from keras_rdrop._arguments import known_shape
-from keras_rdrop._keras import Tensor, get_mask, rank_of_values, squeezes_predictions
+from keras_rdrop._keras import Tensor, get_mask, is_by_row, not_equal, rank_of_values, set_mask, squeezes_predictions
 from keras_rdrop._objective.terms import JointTerms, OutputBatch, SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import SymmetricKL, _Divergence
@@ -33,7 +36,7 @@ class OutputLoss(Loss):
         self.loss, self.divergence, self.loss_weight = loss, divergence, loss_weight
         self.terms = (JointTerms if JointTerms.supports(loss, divergence) else SeparateTerms)(loss, divergence)
         self.current, self.unlabelled = current, unlabelled
-        self._ranks: dict[tuple[int, int], int] = {}  # the rank of the loss, by the ranks of targets and predictions
+        self._checked: set[tuple[Any, ...]] = set()  # the shapes for which `_check_shapes` has called the loss
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         step = self.current.step
@@ -43,7 +46,7 @@ class OutputLoss(Loss):
             return self.loss(y_true, y_pred, sample_weight)
         if isinstance(sample_weight, (list, tuple)):  # Keras does not unpack them if `y` is a list of one array
             (sample_weight,) = sample_weight
-        self._check_sample_weight(y_true, y_pred, sample_weight)
+        self._check_shapes(y_true, y_pred, sample_weight)
         batch = OutputBatch(y_true, y_true, y_pred, sample_weight, sample_weight)
         if self.unlabelled is not None:
             batch = self._exclude_unlabelled(batch)
@@ -55,7 +58,7 @@ class OutputLoss(Loss):
         """Sets the weights of unlabelled elements in the loss to 0, and their labels to one that it accepts."""
         y_true, sample_weight = batch.y_true, batch.divergence_sample_weight
         axis = self._target_axis(y_true, batch.y_pred)
-        is_labelled = ops.not_equal(y_true, self.unlabelled)
+        is_labelled = not_equal(y_true, self.unlabelled)
         if axis is not None:  # a vector of targets is unlabelled if all of it is marked
             is_labelled = ops.any(is_labelled, axis=axis, keepdims=True)
         # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
@@ -90,25 +93,48 @@ class OutputLoss(Loss):
         axis = self.loss.get_config().get("axis", -1)
         return axis if isinstance(axis, int) and len(y_true.shape) == len(y_pred.shape) else -1
 
-    def _check_sample_weight(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> None:
-        """Raises a `ValueError` for weights whose first axis Keras does not align with the rows.
+    def _check_shapes(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> None:
+        """Raises a `ValueError` for targets, weights or a mask whose rows Keras does not align with those of the loss.
 
-        Keras aligns the last axes, after it has added at most one axis to the weights. The rows of widened weights may
-        then have the length of another axis.
+        Keras aligns the last axes. In a widened batch, another axis may be as long as that of the rows, so that Keras
+        raises no error. The loss is therefore called for each set of shapes, with a number of rows that no axis has.
         """
-        rank, ranks = len(known_shape(sample_weight)), (len(known_shape(y_true)), len(y_pred.shape))
-        is_aligned = rank == 0 or rank >= ranks[1] - 1  # no loss has more axes than the predictions
-        if is_aligned or y_true is None or type(self.loss).__call__ is not Loss.__call__:
+        shapes = [known_shape(tensor) for tensor in (y_true, y_pred, sample_weight)]
+        key = tuple((len(shape), *shape[1:]) for shape in shapes)
+        if key in self._checked:
             return
-        if ranks not in self._ranks:
-            self._ranks[ranks] = rank_of_values(self.loss, y_true, y_pred)
-        if rank < self._ranks[ranks] - 1:
-            shape = ", ".join(["rows", *["1"] * (self._ranks[ranks] - 1)])
+        self._checked.add(key)
+        shapes.append(known_shape(get_mask(y_pred)))
+        sizes = {size for shape in shapes for size in shape[1:]}
+        if y_true is None or None in sizes:
+            return
+        rows = next(rows for rows in itertools.count(2) if rows not in sizes)
+        labels, values, weights, mask = (ops.ones((rows, *shape[1:])) if shape else None for shape in shapes)
+        labels = 0.0 if labels is None else ops.zeros_like(labels)
+        mask = None if mask is None else ops.cast(mask, "bool")
+
+        def error_of(*arguments: Tensor) -> Exception | None:
+            try:
+                self.loss(*arguments)
+            except Exception as error:  # its type depends on the backend
+                return error
+            return None
+
+        error = error_of(labels, values)
+        if error is None:
+            error = error_of(labels, set_mask(values, mask), weights)
+        elif is_by_row(self.loss):
+            self.loss(y_true, y_pred)  # raises the error of Keras, unless the shapes fit by chance
+        else:
+            return  # a loss of the user may not accept these values
+        if error is not None:
+            names = "targets", "predictions", "sample weights", "mask"
+            received = [f"{name} of shape {shape}" for name, shape in zip(names, shapes, strict=True) if shape]
             raise ValueError(
-                f"Expected `sample_weight` to have at least {self._ranks[ranks] - 1} axes, one less than the loss. For "
-                f"one weight per row, its shape is ({shape}). Received: sample weights of shape "
-                f"{tuple(sample_weight.shape)} and predictions of shape {tuple(y_pred.shape)} in the widened batch"
-            )
+                "Expected targets, `sample_weight` and the Keras mask to have the axes of the loss. For one weight per "
+                "row, `sample_weight` has the shape (rows, 1) for sequences and (rows, 1, 1) for images. "
+                f"Received: {', '.join(received)}, in the widened batch"
+            ) from error
 
     def _check_axis(self, y_pred: Tensor) -> None:
         if not isinstance(self.divergence, _Divergence):

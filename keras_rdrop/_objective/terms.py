@@ -21,6 +21,7 @@ from keras_rdrop._keras import (
     copy_weights,
     get_mask,
     is_by_row,
+    not_equal,
     out_of_range_factor,
     set_mask,
     squeezes_predictions,
@@ -57,7 +58,7 @@ class OutputBatch:
 
     def is_not_ignored(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
         """Returns which targets are not of the ignored class, or `None` if no class is ignored."""
-        return None if ignore_class is None else ops.reshape(ops.not_equal(self.y_true, ignore_class), shape)
+        return None if ignore_class is None else ops.reshape(not_equal(self.y_true, ignore_class), shape)
 
     def mask(self, ignore_class: int | None, shape: Sequence[int]) -> Tensor | None:
         """Returns the Keras mask of the predictions, without elements of the ignored class, or `None`."""
@@ -104,7 +105,7 @@ class SeparateTerms:
         if squeezes_predictions(self.loss, batch.labels, batch.y_pred):
             values = ops.mean(values, axis=-1)
         weight = batch.divergence_sample_weight
-        if weight is not None and not self.is_by_row(batch.y_pred) and 0 < len(weight.shape) < len(values.shape):
+        if weight is not None and 0 < len(weight.shape) < len(values.shape):
             # The loss has fewer values than the divergence, for example one per row.
             values = ops.mean(values, axis=tuple(range(len(weight.shape), len(values.shape))))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))

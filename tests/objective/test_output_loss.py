@@ -57,19 +57,84 @@ def test_a_divergence_over_another_axis_than_the_loss_raises_an_error(loss):
 
 
 @pytest.mark.parametrize("loss", [L.MeanSquaredError(), L.SparseCategoricalCrossentropy(from_logits=True)])
-def test_weights_of_rows_that_keras_would_align_with_another_axis_raise_an_error(loss, rng):
-    """The weights of four rows, repeated for two passes, are as long as the last axis of a loss of shape (8, 8, 8)."""
-    x, noise, weights = rng.normal(size=(4, 8, 8, 3)), rng.uniform(0.5, 1.5, (8, 8, 8, 3)), rng.uniform(size=4)
+def test_weights_of_rows_of_images(loss, rng):
+    x, noise, weights = rng.normal(size=(4, 8, 8, 3)), rng.uniform(0.5, 1.5, (8, 8, 8, 3)), rng.uniform(size=(4, 1, 1))
     y = rng.normal(size=x.shape) if loss.name == "mean_squared_error" else rng.integers(0, 3, x.shape[:-1])
-    by_row = weights.reshape(4, 1, 1)
-    logs, expected = (train(loss, x, y, noise, sample_weight=w) for w in (by_row, np.broadcast_to(by_row, (4, 8, 8))))
+    logs, expected = (train(loss, x, y, noise, sample_weight=w) for w in (weights, np.broadcast_to(weights, (4, 8, 8))))
     assert logs == pytest.approx(expected, rel=1e-6)
-    inputs = keras.Input(x.shape[1:])
-    model = RDropModel(keras.Model(inputs, KnownNoise(noise)(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "targets", "weights"),
+    [
+        ("sparse_categorical_crossentropy", (8, 8, 3), (8, 8), ()),
+        ("sparse_categorical_crossentropy", (8, 8, 3), (8, 8), (1,)),
+        ("sparse_categorical_crossentropy", (8, 3), (8,), ()),
+        (lambda y_true, y_pred: keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1), (8, 8, 3), (8, 8, 3), ()),
+        ("mean_squared_error", (8,), (8,), (8,)),
+        ("mean_squared_error", (8,), (), None),
+        ("mean_squared_error", (8, 3), (3,), None),
+    ],
+)
+def test_shapes_that_keras_aligns_only_in_a_widened_batch_raise_an_error(loss, shape, targets, weights, rng):
+    """Two passes over four rows give eight rows, as many as another axis has. All shapes are without that of the rows.
+
+    Plain Keras raises an error: on JAX and PyTorch also here, in the first step.
+    """
+    inputs = keras.Input(shape)
+    base = keras.Model(inputs, KnownNoise(rng.uniform(0.5, 1.5, (8, *shape)))(inputs))
+    model = RDropModel(base, divergence="mean_squared_difference" if callable(loss) else "auto")
     model.compile("sgd", loss)
-    model.train_on_batch(x, y)  # on JAX and PyTorch, Keras refuses such weights in the first call
-    with pytest.raises(ValueError, match=r"at least 2 axes.*\(rows, 1, 1\)\. Received: .*\(8,\) and.*\(8, 8, 8, 3\)"):
+    x, y = rng.uniform(size=(4, *shape)), np.ones((4, *targets))
+    weights = None if weights is None else np.ones((4, *weights))
+    if keras.backend.backend() != "tensorflow":
+        valid = np.ones((4, *(shape[:-1] if loss == "sparse_categorical_crossentropy" else shape)))
+        model.train_on_batch(x, valid)
+    with pytest.raises(ValueError, match=r"Expected targets, .*\. Received: targets of shape \(8,.* widened batch"):
         model.train_on_batch(x, y, sample_weight=weights)
+
+
+def test_a_mask_with_more_axes_than_the_loss_raises_an_error(rng):
+    """The loss has one value per row, because it drops the last axis of the predictions."""
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dropout(0.5)(keras.layers.Embedding(5, 4, mask_zero=True)(inputs))
+    model = RDropModel(keras.Model(inputs, keras.layers.Dense(1, "sigmoid")(hidden)))
+    model.compile("sgd", "binary_crossentropy")
+    with pytest.raises(ValueError, match=r"and a?.*mask of shape \(8, 8\), in the widened batch"):
+        model.train_on_batch(rng.integers(0, 5, (4, 8)), np.ones((4, 8)))
+
+
+def test_weights_of_sequences_apply_to_a_divergence_of_frames(rng):
+    """Only the first sequence differs between the passes, and its weight is 0."""
+    x, noise = np.zeros((4, 8, 3)), rng.uniform(0.5, 1.5, (8, 8, 3))
+    x[0] = rng.normal(size=(8, 3))
+    weights = np.array([0.0, 1.0, 1.0, 1.0])
+    logs = train(L.CTC(), x, np.ones((4, 2)), noise, weights, divergence=SymmetricKL(from_logits=True))
+    assert logs["divergence"] == 0.0
+
+
+def test_sample_weights_without_targets(rng):
+    class Squares(L.Loss):
+        def __call__(self, y_true, y_pred, sample_weight=None):
+            return keras.ops.mean(keras.ops.mean(y_pred**2, axis=-1) * keras.ops.cast(sample_weight, y_pred.dtype))
+
+    x, noise, weights = rng.normal(size=(4, 3)), rng.uniform(0.5, 1.5, (8, 3)), np.zeros(4)
+    logs = train(Squares(), x, None, noise, weights, divergence="mean_squared_difference")
+    assert logs["loss"] == logs["divergence"] == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_marker_of_unlabelled_targets_is_rounded_like_the_targets(dtype, rng):
+    x, y = rng.normal(size=(4, 1)), np.array([[1.0], [-99.9], [2.0], [-99.9]], dtype)
+    logs = train("mse", x, y, np.ones((8, 1)), unlabelled=-99.9)
+    assert logs["loss"] == pytest.approx(np.sum(np.square(x - y)[::2]) / 4, rel=1e-5)
+
+
+def test_unsigned_targets_beside_a_negative_ignored_class(rng):
+    x, y = rng.normal(size=(4, 256)), np.full(4, 255, "uint8")
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    expected = loss(y, x.astype("float32"))
+    assert train(loss, x, y, np.ones((8, 256)))["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_step_collects_the_weighted_divergence(rng):

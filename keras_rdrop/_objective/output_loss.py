@@ -7,6 +7,7 @@ the output's `loss_weights`. `OutputLoss` replaces it, so the divergence gets th
 import itertools
 from typing import Any
 
+import keras
 from keras import ops, tree
 from keras.losses import CategoricalCrossentropy, CategoricalFocalCrossentropy, Loss
 
@@ -115,7 +116,8 @@ class OutputLoss(Loss):
 
         def error_of(*arguments: Tensor) -> Exception | None:
             try:
-                self.loss(*arguments)
+                with keras.StatelessScope():  # a loss of the user may count its calls
+                    self.loss(*arguments)
             except Exception as error:  # its type depends on the backend
                 return error
             return None

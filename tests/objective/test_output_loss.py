@@ -94,6 +94,23 @@ def test_shapes_that_keras_aligns_only_in_a_widened_batch_raise_an_error(loss, s
         model.train_on_batch(x, y, sample_weight=weights)
 
 
+def test_the_check_of_shapes_does_not_change_the_state_of_a_loss(rng):
+    class Counting(L.Loss):
+        def __init__(self):
+            super().__init__()
+            self.calls = keras.Variable(0, dtype="int32", trainable=False)
+
+        def call(self, y_true, y_pred):
+            self.calls.assign_add(1)
+            return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+    loss, x, y = Counting(), rng.normal(size=(4, 3)), np.zeros((4, 3))
+    current = CurrentStep()
+    with current.set(Step(alpha=1.0, layout=PassLayout(2))):
+        output_losses(loss, "mean_squared_difference", None, current)(y, x, np.ones(4))
+    assert int(loss.calls) == 2  # one per pass, because the loss may combine rows
+
+
 def test_a_mask_with_more_axes_than_the_loss_raises_an_error(rng):
     """The loss has one value per row, because it drops the last axis of the predictions."""
     inputs = keras.Input((8,))

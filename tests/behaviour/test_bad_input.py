@@ -50,6 +50,8 @@ def error(argument, given, function, loss=SCE, base=one_output, ours=None, **opt
 
 
 TWO = {"loss": {"a": SCE, "b": "mse"}, "base": two_outputs}
+# On JAX and PyTorch, Keras raises its own error first, when it builds the loss.
+SHAPES = {"ours": "Expected targets, `sample_weight` and" if BACKEND == "tensorflow" else None}
 
 error("x", "rank 1 instead of rank 2", lambda m, x, y: fit(m, x[:, 0], y))
 error("x", "rank 3 instead of rank 2", lambda m, x, y: fit(m, x[:, None], y))
@@ -65,12 +67,12 @@ error("y", "rank 3 instead of rank 1", lambda m, x, y: fit(m, x, np.zeros((8, 2,
 error("y", "one-hot instead of integers", lambda m, x, y: fit(m, x, np.eye(3)[y]))
 error("y", "integers instead of one-hot", lambda m, x, y: fit(m, x, y), CCE(from_logits=True))
 error("y", "a different width", lambda m, x, y: fit(m, x, np.zeros((8, 2))), "mse")
-error("y", "(B,) for predictions (B, 3)", lambda m, x, y: fit(m, x, np.zeros(8)), "mse")
+error("y", "(B,) for predictions (B, 3)", lambda m, x, y: fit(m, x, np.zeros(8)), "mse", **SHAPES)
 error("y", "strings", lambda m, x, y: fit(m, x, np.array(["a"] * 8)))
 error("y", "missing for one output", lambda m, x, y: fit(m, x, {"a": y}), **TWO)
 error("y", "for an unknown output", lambda m, x, y: fit(m, x, {"a": y, "b": y, "c": y}), **TWO)
 error("y", "a list instead of a dict", lambda m, x, y: fit(m, x, [y]), **TWO)
-error("sample_weight", "(B, 2) instead of (B,)", lambda m, x, y: fit(m, x, y, sample_weight=np.ones((8, 2))))
+error("sample_weight", "(B, 2) instead of (B,)", lambda m, x, y: fit(m, x, y, sample_weight=np.ones((8, 2))), **SHAPES)
 error("sample_weight", "fewer rows than x", lambda m, x, y: m.train_on_batch(x, y, np.ones(5)))
 error(
     "loss",

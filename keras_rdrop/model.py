@@ -219,8 +219,8 @@ class RDropModel(PreprocessingModel):
             optimizer: As in `keras.Model.compile`.
             loss: As in `keras.Model.compile`, but required, because the divergence depends on it. `"auto"`, as in tasks
                 of KerasHub, raises an error.
-            loss_weights: As in `keras.Model.compile`. The weight of an output applies to its divergence too. A dict
-                belongs to the outputs by their names, even if `loss` is a list.
+            loss_weights: As in `keras.Model.compile`. The weight of an output applies to its divergence too. A dict is
+                matched to the outputs by name, even if `loss` is a list.
             *args: Further arguments of `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`. `run_eagerly`, `jit_compile` and `steps_per_execution`
                 apply to `predict` too. If the base is compiled, as tasks of KerasHub are, `predict` uses its settings.

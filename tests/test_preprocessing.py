@@ -60,11 +60,11 @@ class TestRawData:
     def test_a_batch_size_beside_a_dataset_for_validation(self, model):
         import tensorflow as tf
 
-        validation = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(2)
-        validation = validation.map(lambda x, y: (tf.strings.length(x), y))  # `encode` does not take symbolic words
-        model.base.preprocess_samples = lambda x, y=None, weight=None: (
-            (encode(x), y) if isinstance(x, list) else (tf.one_hot(x, 2), y)
-        )
+        def preprocess_samples(x, y=None, sample_weight=None):
+            return (encode(x) if isinstance(x, list) else x), y  # `encode` does not take the tensors of a dataset
+
+        model.base.preprocess_samples = preprocess_samples
+        validation = tf.data.Dataset.from_tensor_slices((encode(TEXTS), LABELS)).batch(2)
         history = model.fit(TEXTS, LABELS, batch_size=3, validation_data=validation, verbose=0).history
         assert np.isfinite(history["val_loss"]).all()
         with pytest.raises(ValueError, match=r"Expected no `y`, .* batch_size=2$"):

@@ -97,8 +97,9 @@ class OutputLoss(Loss):
     def _check_shapes(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> None:
         """Raises a `ValueError` for targets, weights or a mask whose rows Keras does not align with those of the loss.
 
-        Keras aligns the last axes. In a widened batch, another axis may be as long as that of the rows, so that Keras
-        raises no error. The loss is therefore called for each set of shapes, with a number of rows that no axis has.
+        Keras aligns the last axes. In a widened batch, another axis may be as long as that of the rows, and Keras then
+        raises no error. The loss is therefore called once for each set of shapes, with a number of rows that no other
+        axis has.
         """
         shapes = [known_shape(tensor) for tensor in (y_true, y_pred, sample_weight)]
         key = tuple((len(shape), *shape[1:]) for shape in shapes)

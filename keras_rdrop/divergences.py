@@ -132,7 +132,7 @@ def get(identifier: Any) -> keras.losses.Loss:
         A `keras.losses.Loss`. A name gives the divergence with default arguments.
 
     Raises:
-        ValueError: If `identifier` is none of these, or a loss without a reduction.
+        ValueError: If `identifier` is none of these, a loss without a reduction, or one with its own `__call__`.
 
     Example:
 
@@ -143,6 +143,9 @@ def get(identifier: Any) -> keras.losses.Loss:
         if identifier.reduction in (None, "none"):
             received = f"divergence={identifier!r} with reduction={identifier.reduction!r}"
             raise ValueError(f"Expected `divergence` to have a reduction, such as 'sum'. Received: {received}")
+        if type(identifier).__call__ is not keras.losses.Loss.__call__:
+            expected = "Expected `divergence` to compute in `call`, because its own `__call__` would not be called"
+            raise ValueError(f"{expected}. Received: divergence={identifier!r}")
         return identifier
     by_name = {kind.function.__name__: kind for kind in (SymmetricKL, BernoulliSymmetricKL, MeanSquaredDifference)}
     is_name = isinstance(identifier, str) and identifier in by_name

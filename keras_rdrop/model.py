@@ -363,7 +363,13 @@ class RDropModel(PreprocessingModel):
         x, y, sample_weight = require_rows((x, y, sample_weight), layout.rows)
         y, sample_weight = tree.map_structure(layout.widen, (y, sample_weight))  # the training graph repeats x
         with self._current.set(Step(self._alpha_at_iteration(*state), layout, self._training_graph.last_layer)):
-            return super().train_step(*state, (x, y, sample_weight))
+            results = super().train_step(*state, (x, y, sample_weight))
+            if not self._current.has_divergence:
+                raise RuntimeError(
+                    "Expected `compute_loss` to call `super().compute_loss`, which adds the divergence to the loss. "
+                    f"Received: a `compute_loss` of {type(self).__name__} that does not, and trains without R-Drop"
+                )
+            return results
 
     @overrides(keras.Model.evaluate)
     def evaluate(self, **arguments: Any) -> Any:
@@ -389,6 +395,7 @@ class RDropModel(PreprocessingModel):
         if len(step.divergences) > len(outputs := tree.flatten(y_pred)):  # Keras leaves out losses without an output
             received = f"loss={self.loss}, and the number of outputs is {len(outputs)}"
             raise ValueError(f"Expected one loss per output. Received: {received}")
+        self._current.has_divergence = True
         divergence = sum(step.divergences)
         self.divergence_tracker.update_state(undo_replica_scaling(divergence), step.layout.rows)
         # `JointTerms._from_features` assumes this factor.

@@ -205,6 +205,15 @@ def test_get_rejects_anything_else(identifier):
         divergences.get(identifier)
 
 
+def test_get_rejects_a_divergence_whose_call_is_not_called():
+    class Scaled(divergences.SymmetricKL):
+        def __call__(self, *args, **kwargs):
+            return 10 * super().__call__(*args, **kwargs)
+
+    with pytest.raises(ValueError, match=r"to compute in `call`, because its own `__call__` .* Received: divergence=<"):
+        divergences.get(Scaled())
+
+
 @pytest.mark.parametrize("reduction", [None, "none"])
 def test_get_rejects_a_divergence_without_a_reduction(reduction):
     with pytest.raises(ValueError, match=r"Expected `divergence` to have a reduction.* Received: divergence=<"):

@@ -390,6 +390,17 @@ def test_computing_the_loss_twice_in_a_step_gives_the_same_loss(rng):
     assert model.train_on_batch(*data(rng), return_dict=True)["loss"] == 0.0
 
 
+def test_a_subclass_whose_loss_would_leave_out_the_divergence_raises_an_error(rng):
+    class Own(RDropModel):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
+
+    model = Own(dropout_classifier())
+    model.compile("sgd", sparse_ce())
+    with pytest.raises(RuntimeError, match="to call `super.*Received: a `compute_loss` of Own that does not"):
+        model.fit(*data(rng), verbose=0)
+
+
 def test_a_saved_base_is_a_plain_keras_model(rng, tmp_path):
     x, y = data(rng)
     model = RDropModel(dropout_classifier())

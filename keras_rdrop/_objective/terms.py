@@ -102,9 +102,10 @@ class SeparateTerms:
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
         values = layout.fill_with_zeros(layout.spread(_compare(self.divergence, layout.split(y_pred))))
+        weight = batch.divergence_sample_weight
+        self._check_rank(values, batch.y_pred, weight)
         if squeezes_predictions(self.loss, batch.labels, batch.y_pred):
             values = ops.mean(values, axis=-1)
-        weight = batch.divergence_sample_weight
         if weight is not None and 0 < len(weight.shape) < len(values.shape):
             # The loss has fewer values than the divergence, for example one per row.
             values = ops.mean(values, axis=tuple(range(len(weight.shape), len(values.shape))))
@@ -112,6 +113,18 @@ class SeparateTerms:
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
         divergence = self.divergence_reduction(values, batch.y_pred, copy_weights(weight))
         return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
+
+    def _check_rank(self, values: Tensor, y_pred: Tensor, weight: Tensor | None) -> None:
+        """Raises a `ValueError` for a mask or weights of elements that the divergence has averaged over."""
+        rank = len(values.shape)
+        mask = get_mask(y_pred) if rank < len(y_pred.shape) - 1 else None
+        shapes = [tuple(tensor.shape) for tensor in (mask, weight) if tensor is not None]
+        if any(len(shape) > rank and shape[-1] != 1 for shape in shapes):
+            raise ValueError(
+                "Expected `divergence` to return one value per element of the Keras mask and of `sample_weight`, of "
+                f"shape {shapes[0]}. Received: values of shape {tuple(values.shape)} from "
+                f"divergence={self.divergence!r}"
+            )
 
     def describe(self, shape: Sequence[Any]) -> str:
         """Describes how the terms are computed for predictions of shape `(rows, ...)`."""

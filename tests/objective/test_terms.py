@@ -127,6 +127,25 @@ def test_a_divergence_without_one_value_per_row_raises_an_error(rng):
         train("mse", rng.normal(size=(4, 3)), np.zeros((4, 3)), rng.uniform(size=(8, 3)), divergence=Total())
 
 
+@pytest.mark.parametrize("elements", ["mask", "weights"])
+def test_a_divergence_per_row_refuses_a_mask_or_weights_per_token(elements, rng):
+    """They would be aligned with the rows of the widened batch, which are as many as the tokens."""
+
+    class PerRow(L.Loss):
+        def call(self, y_true, y_pred):
+            return ops.mean(ops.square(y_true - y_pred), axis=(1, 2))
+
+    x, y = rng.normal(size=(4, 8, 3)), np.zeros((4, 8, 3))
+    inputs = keras.Input((8, 3))
+    hidden = keras.layers.Masking()(inputs) if elements == "mask" else inputs
+    model = RDropModel(keras.Model(inputs, keras.layers.Dropout(0.5)(hidden)), divergence=PerRow())
+    model.compile("sgd", "mse")
+    weights = np.ones((4, 8)) if elements == "weights" else None
+    message = r"one value per element .* of shape \(8, 8\). Received: values of shape \(8,\)"
+    with pytest.raises(ValueError, match=message):
+        model.train_on_batch(x, y, sample_weight=weights)
+
+
 def sum_of_squares(y_true, y_pred):
     return ops.sum(ops.square(y_true - y_pred))
 

@@ -180,13 +180,7 @@ class _GraphRebuilder:
         self.shared: dict[keras.Layer, None] = {}
         # The widened tensor of each tensor. A widened tensor maps to itself.
         self._widened: dict[keras.KerasTensor, keras.KerasTensor] = {}
-        # The tensors that are read in the place of each tensor: itself, or copies of it.
-        self._read_as: dict[keras.KerasTensor, set[keras.KerasTensor]] = collections.defaultdict(set)
-        # The tensors that may have a Keras mask at run time. In the graph itself, Keras leaves out some masks, such as
-        # those of nested models.
-        self._may_be_masked: set[keras.KerasTensor] = set()
-        # The first layer that changes the mask of each tensor.
-        self._mask_changed_by: dict[keras.KerasTensor, keras.Layer] = {}
+        self._masks = _MaskRecord()
         # The layer and the arguments of each call with all passes, by its output: one of them is the last.
         self._calls: dict[keras.KerasTensor, tuple[Any, Any, Any]] = {}
 
@@ -198,7 +192,7 @@ class _GraphRebuilder:
         plain = _as_functional(base)
         inputs = tree.map_structure(new_input, plain.input)
         clone = keras.models.clone_model(plain, inputs, clone_function=lambda layer: layer, call_function=self._call)
-        self._check_masks()
+        self._masks.check()
         outputs = self._replace(clone.output, self._with_all_passes)
         # An automatic name may already belong to a nested model that was loaded from a file.
         model = keras.Model(clone.input, outputs, name=f"all_passes_{next(self._models)}")
@@ -239,21 +233,17 @@ class _GraphRebuilder:
         arguments = tree.flatten((args, kwargs))
         tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
         has_mask = any(mask is not None for mask in tree.flatten(kwargs.get("mask")))  # a dict of `None` for a dict
-        masked = [tensor for tensor in tensors if has_mask or tensor in self._may_be_masked]
-        is_functional = _is_functional(layer)
-        changes_masks = bool(masked) and (_removes_masks(layer) or (has_mask and is_functional))
+        masked = [tensor for tensor in tensors if has_mask or tensor in self._masks.may_be_masked]
+        changes_masks = bool(masked) and (_removes_masks(layer) or (has_mask and _is_functional(layer)))
         if changes_masks:
-            self._may_be_masked.update(masked)
-            self._mask_changed_by = dict.fromkeys(masked, layer) | self._mask_changed_by
-        has_all_passes = any(map(self._is_widened, tensors))
-        runs_once = self.share_prefix and not has_all_passes and not randomness.may_be_random(layer, arguments)
-        if runs_once:
+            self._masks.add_change(layer, masked)
+        if any(map(self._is_widened, tensors)):
+            read_as = self._with_all_passes
+        elif self.share_prefix and not randomness.may_be_random(layer, arguments):
             read_as = _itself
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-        elif has_all_passes:
-            read_as = self._with_all_passes
-        elif is_functional and not changes_masks:  # layers in it may run once per row
+        elif _is_functional(layer) and not changes_masks:  # layers in it may run once per row
             read_as = self._input_of_a_model
             layer = self.rebuild(layer)
         else:
@@ -263,23 +253,12 @@ class _GraphRebuilder:
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
         output_tensors = [output for output in tree.flatten(outputs) if output is not None]
         if masked or _may_set_masks(layer):
-            self._may_be_masked.update(output_tensors)
-        if not runs_once:
+            self._masks.may_be_masked.update(output_tensors)
+        if read_as is not _itself:
             self._widened.update((tensor, tensor) for tensor in output_tensors)
             if args and isinstance(outputs, keras.KerasTensor):
                 self._calls[outputs] = layer, args, kwargs
         return outputs
-
-    def _check_masks(self) -> None:
-        """Checks that each layer gets the mask that it has in the base.
-
-        An attention layer removes the mask of its inputs, and a model sets the mask that it is called with. The layers
-        that are called later get the changed mask, but not if they read another copy of the tensor.
-        """
-        for tensor, layer in self._mask_changed_by.items():
-            if len(self._read_as[tensor]) > 1:
-                reason = "changes the mask of a tensor that a random layer or model reads too"
-                raise _NoTrainingGraph(f"its layer '{layer.name}' {reason}")
 
     def _replace(self, arguments: Any, read_as: Callable[[keras.KerasTensor], keras.KerasTensor]) -> Any:
         """Replaces the tensors in the arguments of a call, and records what is read in the place of each."""
@@ -288,7 +267,7 @@ class _GraphRebuilder:
             if not isinstance(argument, keras.KerasTensor):
                 return argument
             replacement = read_as(argument)
-            self._read_as[argument].add(replacement)
+            self._masks.read_as[argument].add(replacement)
             return replacement
 
         return tree.map_structure(replace, arguments)
@@ -318,6 +297,35 @@ class _GraphRebuilder:
             widened = MapWithMask(self.layout.widen)(tensor)
             self._widened[tensor] = self._widened[widened] = widened
         return self._widened[tensor]
+
+
+class _MaskRecord:
+    """Records the Keras masks of a graph, to check that each layer of the rebuilt graph gets the mask of the base.
+
+    An attention layer removes the mask of its inputs, and a model sets the mask that it is called with. The layers that
+    are called later get the changed mask, but not if they read another copy of the tensor.
+    """
+
+    def __init__(self) -> None:
+        # The tensors that may have a mask at run time. In the graph itself, Keras leaves out some masks, such as those
+        # of nested models.
+        self.may_be_masked: set[keras.KerasTensor] = set()
+        # The first layer that changes the mask of each tensor.
+        self._changed_by: dict[keras.KerasTensor, Any] = {}
+        # The tensors that are read in the place of each tensor: itself, or copies of it.
+        self.read_as: dict[keras.KerasTensor, set[keras.KerasTensor]] = collections.defaultdict(set)
+
+    def add_change(self, layer: Any, tensors: Sequence[keras.KerasTensor]) -> None:
+        """Records that a layer changes the masks of tensors."""
+        self.may_be_masked.update(tensors)
+        self._changed_by = dict.fromkeys(tensors, layer) | self._changed_by
+
+    def check(self) -> None:
+        """Raises `_NoTrainingGraph` if a layer would not get the mask that it has in the base."""
+        for tensor, layer in self._changed_by.items():
+            if len(self.read_as[tensor]) > 1:
+                reason = "changes the mask of a tensor that a random layer or model reads too"
+                raise _NoTrainingGraph(f"its layer '{layer.name}' {reason}")
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ def check_base(base: keras.Model) -> None:
         if _has_own(base, name):
             raise ValueError(
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
-                f"Override it in a subclass of `RDropModel` instead. Received: base={base!r}"
+                "Wrap a model without it, such as `keras.Model(base.input, base.output)` of a Functional model, and "
+                f"override `{name}` in a subclass of `RDropModel`. Received: base={base!r}"
             )
     # A model keeps the metrics of its attributes in a list. `base.metrics` has those of `compile` too.
     lists = [value for value in vars(base).values() if isinstance(value, list)]

@@ -196,6 +196,11 @@ def is_by_row(loss: keras.losses.Loss) -> bool:
     return is_known and function not in (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
 
 
+def has_own_call(loss: keras.losses.Loss) -> bool:
+    """Whether a loss is of a subclass from outside of Keras with its own `call` or `__call__`."""
+    return any(package_of(method) not in ("keras", "keras_rdrop") for method in (type(loss).call, type(loss).__call__))
+
+
 def squeezes_predictions(loss: keras.losses.Loss, y_true: Tensor, y_pred: Tensor) -> bool:
     """Whether a loss drops the last axis of the predictions, and averages over the axis before it.
 

@@ -135,6 +135,8 @@ class RDropModel(PreprocessingModel):
         check("unlabelled", unlabelled, unlabelled is None or is_finite(unlabelled), "a finite number or None")
         check("share_prefix", share_prefix, isinstance(share_prefix, bool), "a bool")
         check("fuse_head", fuse_head, isinstance(fuse_head, bool), "a bool")
+        is_valid = not fuse_head or type(self).call is RDropModel.call
+        check("fuse_head", fuse_head, is_valid, "False in a subclass with its own `call`")
         pairing.check_divergence(divergence)
         # The base casts the inputs itself, to the same dtype policy.
         super().__init__(name=name, dtype=base.dtype_policy, autocast=False)
@@ -144,7 +146,7 @@ class RDropModel(PreprocessingModel):
         self.divergence_tracker = _DivergenceTracker()
         self.alpha = alpha
         self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
-        self._is_prepared = False
+        self._is_prepared = self._adds_divergence = False
         names = "call", "predict_step", "make_predict_function"
         self._changes_predictions = any(getattr(type(self), name) is not getattr(RDropModel, name) for name in names)
         self.built = base.built  # a loaded model can then restore its optimizer
@@ -261,7 +263,7 @@ class RDropModel(PreprocessingModel):
         for name in ("train_function", "test_function", "predict_function", "generate_function"):
             if hasattr(self.base, name):  # language models of KerasHub have the last one; the base may have changed
                 setattr(self.base, name, None)
-        self.loss, self._pairs_rows = loss, None
+        self.loss, self._pairs_rows, self._adds_divergence = loss, None, False
         self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
 
     @overrides(keras.Model.save)
@@ -342,6 +344,11 @@ class RDropModel(PreprocessingModel):
             expected = "Expected a `base` whose last layer can be computed with the loss, or fuse_head=False"
             raise ValueError(f"{expected}. Received: {found}.")
         self._refuse_paired_rows()
+        if not any(metric is self.divergence_tracker for metric in self.metrics):
+            raise ValueError(
+                "Expected `metrics` of a subclass to include those of `super().metrics`, which hold the divergence and "
+                f"`alpha`. Received: metrics={self.metrics} of {self!r}"
+            )
         warn_of_shared_noise(self.base)
         if len(self._terms) == 1 and self._terms[0] is not None:
             warn_of_activation(self.base, self._terms[0].loss, self._terms[0].divergence)
@@ -364,7 +371,7 @@ class RDropModel(PreprocessingModel):
         y, sample_weight = tree.map_structure(layout.widen, (y, sample_weight))  # the training graph repeats x
         with self._current.set(Step(self._alpha_at_iteration(*state), layout, self._training_graph.last_layer)):
             results = super().train_step(*state, (x, y, sample_weight))
-            if not self._current.has_divergence:
+            if not self._adds_divergence:
                 raise RuntimeError(
                     "Expected `compute_loss` to call `super().compute_loss`, which adds the divergence to the loss. "
                     f"Received: a `compute_loss` of {type(self).__name__} that does not, and trains without R-Drop"
@@ -395,7 +402,7 @@ class RDropModel(PreprocessingModel):
         if len(step.divergences) > len(outputs := tree.flatten(y_pred)):  # Keras leaves out losses without an output
             received = f"loss={self.loss}, and the number of outputs is {len(outputs)}"
             raise ValueError(f"Expected one loss per output. Received: {received}")
-        self._current.has_divergence = True
+        self._adds_divergence = True
         divergence = sum(step.divergences)
         self.divergence_tracker.update_state(undo_replica_scaling(divergence), step.layout.rows)
         # `JointTerms._from_features` assumes this factor.
@@ -544,13 +551,17 @@ _ROUNDING = 1e-10
 
 
 class _CheckDivergence(keras.callbacks.Callback):
-    """Warns if the mean divergence is 0 in the first epoch that ends with an `alpha` above 0, whatever the cause."""
+    """Warns if the first epoch that ends with an `alpha` above 0 has a divergence of 0, or none, whatever the cause."""
 
     is_first = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if self.is_first and self.model.alpha != 0:
             self.is_first = False
+            if not self.model._adds_divergence:
+                name = type(self.model).__name__
+                message = f"`train_step` of {name} does not call `super().train_step`, so R-Drop has no effect."
+                warnings.warn(message, stacklevel=2)
             # A subclass may log other names, and an evaluation in the last batch leaves no rows to average over.
             rows = self.model.divergence_tracker.sums[1]
             largest = _ROUNDING * min(abs(logs.get("loss", 1.0)), 1.0)

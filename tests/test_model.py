@@ -401,6 +401,41 @@ def test_a_subclass_whose_loss_would_leave_out_the_divergence_raises_an_error(rn
         model.fit(*data(rng), verbose=0)
 
 
+def test_a_subclass_with_its_own_train_step_causes_a_warning(rng):
+    class Own(RDropModel):
+        def train_step(self, *args):
+            *state, _ = args
+            logs = {"loss": keras.ops.ones(())}
+            return (logs, state[0]) if state else logs
+
+    model = Own(dropout_classifier())
+    model.compile("sgd", sparse_ce())
+    with pytest.warns(UserWarning, match="`train_step` of Own does not call `super"):
+        model.fit(*data(rng), verbose=0)
+
+
+def test_a_subclass_whose_metrics_leave_out_the_divergence_raises_an_error(rng):
+    class Own(RDropModel):
+        @property
+        def metrics(self):
+            return []
+
+    model = Own(dropout_classifier())
+    model.compile("sgd", sparse_ce())
+    with pytest.raises(ValueError, match="`metrics` of a subclass to include those of `super"):
+        model.fit(*data(rng), verbose=0)
+
+
+def test_fuse_head_in_a_subclass_with_its_own_call_raises_an_error():
+    class Scaled(RDropModel):
+        def call(self, inputs, training=None):
+            return super().call(inputs, training=training) / 10
+
+    Scaled(dropout_classifier())
+    with pytest.raises(ValueError, match="`fuse_head` to be False in a subclass with its own `call`"):
+        Scaled(dropout_classifier(), fuse_head=True)
+
+
 def test_a_saved_base_is_a_plain_keras_model(rng, tmp_path):
     x, y = data(rng)
     model = RDropModel(dropout_classifier())

@@ -116,11 +116,15 @@ class OutputLoss(Loss):
         mask = None if mask is None else ops.cast(mask, "bool")
 
         def error_of(*arguments: Tensor) -> Exception | None:
+            attributes = dict(vars(self.loss))  # a loss of the user may have a state, such as a running mean
             try:
-                with keras.StatelessScope():  # a loss of the user may count its calls
+                with keras.StatelessScope():
                     self.loss(*arguments)
             except Exception as error:  # its type depends on the backend
                 return error
+            finally:
+                vars(self.loss).clear()
+                vars(self.loss).update(attributes)
             return None
 
         error = error_of(labels, values)

@@ -7,7 +7,7 @@ from keras import ops, tree
 from keras.losses import Loss, SparseCategoricalCrossentropy
 
 from keras_rdrop import divergences
-from keras_rdrop._keras import Tensor, get_loss, get_loss_function
+from keras_rdrop._keras import Tensor, get_loss, get_loss_function, has_own_call
 from keras_rdrop._objective.output_loss import CTCOutputLoss, OutputLoss
 from keras_rdrop._objective.terms import JointTerms
 from keras_rdrop._passes.step import CurrentStep
@@ -183,7 +183,9 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
             "`divergence=keras_rdrop.divergences.SymmetricKL(from_logits=...)` for classes. "
             f"Received: the loss '{loss.name}' and divergence={identifier!r}"
         )
-    if requested in _KL and inferred not in _KL:
+    # A subclass with its own `call` may compute probabilities itself, whatever the default of `from_logits`.
+    is_unknown = inferred not in _KL or (has_own_call(loss) and not takes_logits(loss))
+    if requested in _KL and is_unknown:
         raise ValueError(
             f"Expected a loss from which {identifier!r} can take `from_logits`, or the divergence "
             f"`keras_rdrop.divergences.{requested.__name__}(from_logits=...)`. "

@@ -104,26 +104,31 @@ class SeparateTerms:
         values = layout.fill_with_zeros(layout.spread(_compare(self.divergence, layout.split(y_pred))))
         weight = batch.divergence_sample_weight
         self._check_rank(values, batch.y_pred, weight)
-        if squeezes_predictions(self.loss, batch.labels, batch.y_pred):
-            values = ops.mean(values, axis=-1)
-        if weight is not None and 0 < len(weight.shape) < len(values.shape):
-            # The loss has fewer values than the divergence, for example one per row.
-            values = ops.mean(values, axis=tuple(range(len(weight.shape), len(values.shape))))
+        # The loss or its weights may have fewer axes than the divergence, for example only that of the rows.
+        rank = len(values.shape) - squeezes_predictions(self.loss, batch.labels, batch.y_pred)
+        if self.ignore_class is not None:
+            rank = min(rank, len(batch.y_pred.shape) - 1)
+        if weight is not None and len(weight.shape) > 0:
+            rank = min(rank, len(weight.shape))
+        if rank < len(values.shape):
+            values = ops.mean(values, axis=tuple(range(rank, len(values.shape))))
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
         divergence = self.divergence_reduction(values, batch.y_pred, copy_weights(weight))
         return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
 
     def _check_rank(self, values: Tensor, y_pred: Tensor, weight: Tensor | None) -> None:
-        """Raises a `ValueError` for a mask or weights of elements that the divergence has averaged over."""
-        rank = len(values.shape)
-        mask = get_mask(y_pred) if rank < len(y_pred.shape) - 1 else None
+        """Raises a `ValueError` for a mask, weights or `ignore_class` of elements that the divergence averages over."""
+        rank, elements = len(values.shape), tuple(y_pred.shape)[:-1]
+        mask = get_mask(y_pred) if rank < len(elements) else None
         shapes = [tuple(tensor.shape) for tensor in (mask, weight) if tensor is not None]
+        if self.ignore_class is not None:
+            shapes.append(elements)
         if any(len(shape) > rank and shape[-1] != 1 for shape in shapes):
             raise ValueError(
-                "Expected `divergence` to return one value per element of the Keras mask and of `sample_weight`, of "
-                f"shape {shapes[0]}. Received: values of shape {tuple(values.shape)} from "
-                f"divergence={self.divergence!r}"
+                "Expected `divergence` to return one value per element of the Keras mask, of `sample_weight` and of "
+                f"the targets of a loss with an `ignore_class`, of shape {shapes[0]}. Received: values of shape "
+                f"{tuple(values.shape)} from divergence={self.divergence!r}"
             )
 
     def describe(self, shape: Sequence[Any]) -> str:

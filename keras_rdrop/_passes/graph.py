@@ -144,8 +144,11 @@ def _probe_rows(base: keras.Model) -> int:
 
 def _is_functional(model: Any) -> bool:
     """Whether a model runs its graph and no other code."""
-    has_inputs = isinstance(model, keras.Model) and bool(getattr(model, "inputs", None))  # subclassed models have none
-    return has_inputs and type(model).call in (_functional_class().call, keras.Sequential.call)
+    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):  # subclassed models have none
+        return False
+    methods = type(model).__call__, type(model).compute_mask
+    is_known = all(package_of(method) in randomness.KNOWN_PACKAGES for method in methods)
+    return is_known and type(model).call in (_functional_class().call, keras.Sequential.call)
 
 
 @functools.cache

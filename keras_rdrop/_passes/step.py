@@ -35,20 +35,18 @@ class CurrentStep(threading.local):
 
     Attributes:
         step: The step that this thread is running, or `None` outside of training.
-        has_divergence: Whether the loss of this step includes the divergence.
         is_evaluation: Whether this thread runs an evaluation.
     """
 
     step: Step | None = None
-    has_divergence: bool = False
     is_evaluation: bool = False
 
     @contextlib.contextmanager
     def set(self, step: Step | None = None, is_evaluation: bool = False) -> Iterator[None]:
-        """Sets them until the context ends. `evaluate` runs `test_step`, so contexts may be nested."""
-        previous = self.step, self.has_divergence, self.is_evaluation
-        self.step, self.has_divergence, self.is_evaluation = step, False, is_evaluation
+        """Sets both until the context ends. `evaluate` runs `test_step`, so contexts may be nested."""
+        previous = self.step, self.is_evaluation
+        self.step, self.is_evaluation = step, is_evaluation
         try:
             yield
         finally:
-            self.step, self.has_divergence, self.is_evaluation = previous
+            self.step, self.is_evaluation = previous

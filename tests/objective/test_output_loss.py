@@ -111,6 +111,22 @@ def test_the_check_of_shapes_does_not_change_the_state_of_a_loss(rng):
     assert int(loss.calls) == 2  # one per pass, because the loss may combine rows
 
 
+def test_the_check_of_shapes_restores_the_attributes_of_a_loss(rng):
+    class RunningScale(L.Loss):
+        scale = None
+
+        def call(self, y_true, y_pred):
+            new = keras.ops.mean(keras.ops.abs(y_true))
+            self.scale = new if self.scale is None else 0.9 * self.scale + 0.1 * new
+            return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
+
+    loss, x, y = RunningScale(), rng.normal(size=(4, 3)), np.full((4, 3), 5.0)
+    current = CurrentStep()
+    with current.set(Step(alpha=1.0, layout=PassLayout(2))):
+        output_losses(loss, "mean_squared_difference", None, current)(y, x)
+    assert float(loss.scale) == 5.0
+
+
 def test_a_mask_with_more_axes_than_the_loss_raises_an_error(rng):
     """The loss has one value per row, because it drops the last axis of the predictions."""
     inputs = keras.Input((8,))

@@ -95,6 +95,16 @@ def test_a_subclass_of_sparse_cross_entropy_may_require_a_number_of_classes():
         output_losses(LogitAdjusted(from_logits=True, axis=1), "auto", None, CurrentStep())
 
 
+@pytest.mark.parametrize("divergence", ["auto", "symmetric_kl"])
+def test_a_subclass_of_a_cross_entropy_may_compute_probabilities_itself(divergence):
+    class OfLogits(L.SparseCategoricalCrossentropy):
+        def call(self, y_true, y_pred):
+            return super().call(y_true, keras.ops.softmax(y_pred))
+
+    with pytest.raises(ValueError, match=rf"`keras_rdrop.divergences.SymmetricKL\(.* divergence='{divergence}'"):
+        output_losses(OfLogits(), divergence, None, CurrentStep())
+
+
 @pytest.mark.parametrize(("loss", "takes_logits"), [("crossentropy", False), (L.CTC(), True)])
 def test_a_divergence_must_take_what_the_loss_takes(loss, takes_logits):
     output_losses(loss, SymmetricKL(from_logits=takes_logits), None, CurrentStep())

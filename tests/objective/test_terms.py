@@ -127,7 +127,7 @@ def test_a_divergence_without_one_value_per_row_raises_an_error(rng):
         train("mse", rng.normal(size=(4, 3)), np.zeros((4, 3)), rng.uniform(size=(8, 3)), divergence=Total())
 
 
-@pytest.mark.parametrize("elements", ["mask", "weights"])
+@pytest.mark.parametrize("elements", ["mask", "weights", "ignore_class"])
 def test_a_divergence_per_row_refuses_a_mask_or_weights_per_token(elements, rng):
     """They would be aligned with the rows of the widened batch, which are as many as the tokens."""
 
@@ -135,15 +135,27 @@ def test_a_divergence_per_row_refuses_a_mask_or_weights_per_token(elements, rng)
         def call(self, y_true, y_pred):
             return ops.mean(ops.square(y_true - y_pred), axis=(1, 2))
 
-    x, y = rng.normal(size=(4, 8, 3)), np.zeros((4, 8, 3))
+    x, y = rng.normal(size=(4, 8, 3)), np.zeros((4, 8))
     inputs = keras.Input((8, 3))
     hidden = keras.layers.Masking()(inputs) if elements == "mask" else inputs
     model = RDropModel(keras.Model(inputs, keras.layers.Dropout(0.5)(hidden)), divergence=PerRow())
-    model.compile("sgd", "mse")
+    ignore_class = 1 if elements == "ignore_class" else None
+    model.compile("sgd", L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class))
     weights = np.ones((4, 8)) if elements == "weights" else None
-    message = r"one value per element .* of shape \(8, 8\). Received: values of shape \(8,\)"
+    message = r"one value per element .*, of shape \(8, 8\). Received: values of shape \(8,\)"
     with pytest.raises(ValueError, match=message):
         model.train_on_batch(x, y, sample_weight=weights)
+
+
+def test_ignore_class_applies_to_a_divergence_per_logit(rng):
+    class PerLogit(L.Loss):
+        def call(self, y_true, y_pred):
+            return ops.square(y_true - y_pred)
+
+    x, y, noise = rng.normal(size=(4, 2, 3)), rng.integers(0, 3, (4, 2)), rng.uniform(0.5, 1.5, size=(8, 2, 3))
+    logs = train(L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1), x, y, noise, divergence=PerLogit())
+    expected = np.mean(np.square(x * (noise[::2] - noise[1::2])), axis=-1)[y != 1].mean()
+    assert logs["divergence"] == pytest.approx(expected, rel=1e-5)
 
 
 def sum_of_squares(y_true, y_pred):

@@ -366,6 +366,26 @@ def random_first_layer():
     return keras.Sequential([keras.Input((3,)), layers.Dropout(0.5), layers.Dense(3)])
 
 
+class FunctionalWithOwnMask(keras.Model):
+    def compute_mask(self, inputs, previous_mask):
+        return None
+
+
+class FunctionalWithOwnCall(keras.Model):
+    def __call__(self, *args, **kwargs):
+        return 10 * super().__call__(*args, **kwargs)
+
+
+def functional_with_own_mask():
+    inputs = keras.Input((3,))
+    return FunctionalWithOwnMask(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs)))
+
+
+def functional_with_own_call():
+    inputs = keras.Input((3,))
+    return FunctionalWithOwnCall(inputs, layers.Dropout(0.5)(layers.Dense(3)(inputs)))
+
+
 def unbuilt():
     return keras.Sequential([layers.Dense(3), layers.Dropout(0.5)])
 
@@ -379,6 +399,8 @@ def unbuilt():
         (custom_first_layer, "no layer comes before"),
         (random_first_layer, "no layer comes before"),
         (unbuilt, "a subclassed or unbuilt base has no graph"),
+        (functional_with_own_mask, "a subclassed or unbuilt base has no graph"),
+        (functional_with_own_call, "a subclassed or unbuilt base has no graph"),
         (hidden_mask_base, "changes the mask of a tensor that a random layer or model reads too"),
         (explicit_mask_base, "changes the mask of a tensor that a random layer or model reads too"),
         (nested_mask_base, "changes the mask of a tensor that a random layer or model reads too"),

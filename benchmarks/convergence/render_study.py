@@ -334,7 +334,7 @@ def draw(tasks, path):
                 converged = results.runs("plain", results.converged_at["plain"])[0]["row_passes"]
                 axes.axvline(converged, color="C7", linestyle=":")
             axes.set_xscale("log", base=2)
-            axes.set_xticks(passes, [f"{count / 1000:g}k" for count in passes])
+            axes.set_xticks(passes, [f"{count / 1000:.3g}k" for count in passes])
             axes.set_title(results.name, fontsize=10)
             axes.set_xlabel("row passes")
             axes.set_ylabel(results.label(name))

@@ -102,25 +102,20 @@ class SeparateTerms:
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
         values = layout.fill_with_zeros(layout.spread(_compare(self.divergence, layout.split(y_pred))))
-        weight = batch.divergence_sample_weight
-        self._check_rank(values, batch.y_pred, weight)
-        # The loss or its weights may have fewer axes than the divergence, for example only that of the rows.
-        rank = len(values.shape) - squeezes_predictions(self.loss, batch.labels, batch.y_pred)
-        if self.ignore_class is not None:
-            rank = min(rank, len(batch.y_pred.shape) - 1)
-        if weight is not None and len(weight.shape) > 0:
-            rank = min(rank, len(weight.shape))
-        if rank < len(values.shape):
-            values = ops.mean(values, axis=tuple(range(rank, len(values.shape))))
+        values = self._match_axes(values, batch)
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
-        divergence = self.divergence_reduction(values, batch.y_pred, copy_weights(weight))
+        divergence = self.divergence_reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
         return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
 
-    def _check_rank(self, values: Tensor, y_pred: Tensor, weight: Tensor | None) -> None:
-        """Raises a `ValueError` for a mask, weights or `ignore_class` of elements that the divergence averages over."""
-        rank, elements = len(values.shape), tuple(y_pred.shape)[:-1]
-        mask = get_mask(y_pred) if rank < len(elements) else None
+    def _match_axes(self, values: Tensor, batch: OutputBatch) -> Tensor:
+        """Averages the divergence over the axes that the loss, its weights or `ignore_class` do not have.
+
+        Raises:
+            ValueError: If a mask, weights or `ignore_class` have an axis that the divergence has averaged over.
+        """
+        rank, elements, weight = len(values.shape), tuple(batch.y_pred.shape)[:-1], batch.divergence_sample_weight
+        mask = get_mask(batch.y_pred) if rank < len(elements) else None
         shapes = [tuple(tensor.shape) for tensor in (mask, weight) if tensor is not None]
         if self.ignore_class is not None:
             shapes.append(elements)
@@ -130,6 +125,8 @@ class SeparateTerms:
                 f"the targets of a loss with an `ignore_class`, of shape {shapes[0]}. Received: values of shape "
                 f"{tuple(values.shape)} from divergence={self.divergence!r}"
             )
+        ranks = [rank - squeezes_predictions(self.loss, batch.labels, batch.y_pred), *map(len, filter(None, shapes))]
+        return ops.mean(values, axis=tuple(range(min(ranks), rank))) if min(ranks) < rank else values
 
     def describe(self, shape: Sequence[Any]) -> str:
         """Describes how the terms are computed for predictions of shape `(rows, ...)`."""

@@ -10,7 +10,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._arguments import check, check_same_rows, is_finite, require_rows
+from keras_rdrop._arguments import check, check_same_rows, is_finite, known_shape, require_rows
 from keras_rdrop._base import check_base, is_unbuilt_sequential, warn_of_activation, warn_of_shared_noise
 from keras_rdrop._keras import (
     Tensor,
@@ -393,6 +393,7 @@ class RDropModel(PreprocessingModel):
         step = self._current.step
         if step is not None:
             step.divergences.clear()  # a subclass may compute the loss twice in a step
+            self._check_rows_of_predictions(y_pred, step.layout.rows)
         try:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         finally:  # the loss of paired rows may fail, and this check then gives the cause
@@ -516,6 +517,15 @@ class RDropModel(PreprocessingModel):
         if isinstance(self.alpha, LearningRateSchedule):
             return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
         return ops.convert_to_tensor(self.divergence_tracker.alpha)
+
+    def _check_rows_of_predictions(self, y_pred: Any, rows: int | Tensor) -> None:
+        """Raises an error if a subclass calls the base itself, on the batch as it is."""
+        shapes = [shape for shape in map(known_shape, tree.flatten(y_pred)) if shape[:1] == (rows,)]
+        if shapes and type(self).call is not RDropModel.call:
+            raise ValueError(
+                f"Expected `call` of {type(self).__name__} to return the predictions of all passes, as `super().call` "
+                f"does in training. Received: predictions of shape {shapes[0]} for a batch of {rows} rows"
+            )
 
     def _check_pairs_of_rows(self, x: Any, y_pred: Any) -> None:
         """Finds out in the first call whether the outputs pair rows with each other, and refuses it in training.

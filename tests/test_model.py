@@ -401,6 +401,17 @@ def test_a_subclass_whose_loss_would_leave_out_the_divergence_raises_an_error(rn
         model.fit(*data(rng), verbose=0)
 
 
+def test_a_subclass_that_calls_its_base_raises_an_error(rng):
+    class Own(RDropModel):
+        def call(self, inputs, training=None):
+            return self.base(inputs, training=training)
+
+    model = Own(dropout_classifier())
+    model.compile("sgd", sparse_ce())
+    with pytest.raises(ValueError, match="Expected `call` of Own to return the predictions of all passes"):
+        model.train_on_batch(*data(rng))
+
+
 def test_a_subclass_with_its_own_train_step_causes_a_warning(rng):
     class Own(RDropModel):
         def train_step(self, *args):

@@ -35,6 +35,7 @@ ARMS = {
     "R-Drop, second half": Arm(1.5, {}, plain_steps=0.5),
     "R-Drop, a quarter of the rows": Arm(1.25, {"fraction": 0.25}),
     "label smoothing": Arm(label_smoothing=0.1),
+    "R-Drop, label smoothing": Arm(2.0, {}, label_smoothing=0.1),
 }
 DECIDING = ("plain", "R-Drop")  # run before the other arms; a ladder ends where both have converged
 TUNING_SEEDS = (1000, 1001)

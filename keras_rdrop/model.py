@@ -10,7 +10,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._arguments import check, check_same_rows, is_finite, known_shape, require_rows
+from keras_rdrop._arguments import check, check_same_rows, is_finite, require_rows
 from keras_rdrop._base import check_base, is_unbuilt_sequential, warn_of_activation, warn_of_shared_noise
 from keras_rdrop._keras import (
     Tensor,
@@ -135,7 +135,7 @@ class RDropModel(PreprocessingModel):
         check("unlabelled", unlabelled, unlabelled is None or is_finite(unlabelled), "a finite number or None")
         check("share_prefix", share_prefix, isinstance(share_prefix, bool), "a bool")
         check("fuse_head", fuse_head, isinstance(fuse_head, bool), "a bool")
-        is_valid = not fuse_head or type(self).call is RDropModel.call
+        is_valid = not (fuse_head and self._has_own_call)
         check("fuse_head", fuse_head, is_valid, "False in a subclass with its own `call`")
         pairing.check_divergence(divergence)
         # The base casts the inputs itself, to the same dtype policy.
@@ -149,7 +149,8 @@ class RDropModel(PreprocessingModel):
         self._is_prepared = self._adds_divergence = False
         names = "call", "predict_step", "make_predict_function"
         self._changes_predictions = any(getattr(type(self), name) is not getattr(RDropModel, name) for name in names)
-        self.built = base.built  # a loaded model can then restore its optimizer
+        # A loaded model that is built can restore its optimizer. An own `call` may use layers that are not built yet.
+        self.built = base.built and not self._has_own_call
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED and hasattr(self, name):
@@ -193,6 +194,12 @@ class RDropModel(PreprocessingModel):
                 self.base(keras.KerasTensor(input_shape))
         self.built = True
 
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        super().build_from_config(config)
+        if self._has_own_call and "input_shape" in config:  # it may use layers whose weights are loaded next
+            inputs = tree.map_shape_structure(keras.KerasTensor, config["input_shape"])
+            keras.Operation.compute_output_spec(self, inputs)
+
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if not training:
             return self.base(inputs, training=training, **kwargs)
@@ -207,10 +214,16 @@ class RDropModel(PreprocessingModel):
 
     @overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
+        self._check_class_weight(arguments.get("class_weight"))
         if self._is_prepared and any(map(randomness.may_be_random, self._training_graph.shared)):
             self.train_function = None  # the rate of a shared layer was 0 before
         callbacks = [*tree.flatten(arguments.pop("callbacks", None) or []), _CheckDivergence()]
         return super().fit(callbacks=callbacks, **arguments)
+
+    @overrides(keras.Model.train_on_batch)
+    def train_on_batch(self, **arguments: Any) -> Any:
+        self._check_class_weight(arguments.get("class_weight"))
+        return super().train_on_batch(**arguments)
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
@@ -295,6 +308,9 @@ class RDropModel(PreprocessingModel):
             raise ValueError(
                 f"Expected a base that has been built. Received: base={self.base!r}. Call this model on a batch first."
             )
+        if self._has_own_call and not self.built:
+            expected = "Expected a model that has been built, because its own `call` may use layers besides the base"
+            raise ValueError(f"{expected}. Received: {self!r}. Call it on a batch first.")
         self.built = True  # the base may have been built after this model was created
         try:
             super().load_weights(filepath, *args, **kwargs)
@@ -307,7 +323,7 @@ class RDropModel(PreprocessingModel):
                 raise ValueError(message) from error
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
-        if type(self).call is not RDropModel.call:
+        if self._has_own_call:
             raise ValueError(
                 "Expected a model without its own `call`, because `export` exports the base. Export a `keras.Model` "
                 f"that calls `model.base` instead. Received: {self!r}"
@@ -393,7 +409,6 @@ class RDropModel(PreprocessingModel):
         step = self._current.step
         if step is not None:
             step.divergences.clear()  # a subclass may compute the loss twice in a step
-            self._check_rows_of_predictions(y_pred, step.layout.rows)
         try:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         finally:  # the loss of paired rows may fail, and this check then gives the cause
@@ -445,6 +460,10 @@ class RDropModel(PreprocessingModel):
 
     # Keras does not compile a loaded model whose `compile` is overridden, unless this is overridden too.
     def compile_from_config(self, config: dict[str, Any]) -> None:
+        cls = type(self)
+        if cls.compile is not RDropModel.compile and cls.get_compile_config is RDropModel.get_compile_config:
+            super().compile_from_config(config)  # warns: the configuration lacks what the subclass adds to `compile`
+            return
         config = keras.saving.deserialize_keras_object(config)
         shares_optimizer = config.pop("shares_optimizer", False)
         self.compile(**config)
@@ -504,6 +523,20 @@ class RDropModel(PreprocessingModel):
             text += f"\n  loss and divergence: {self._terms[0].describe(self.base.outputs[0].shape)}"
         return text
 
+    @property
+    def _has_own_call(self) -> bool:
+        return type(self).call is not RDropModel.call
+
+    def _check_class_weight(self, class_weight: Any) -> None:
+        if self.compiled and self.unlabelled is not None and class_weight:
+            for terms in filter(None, self._terms):
+                if pairing.takes_distributions(terms.loss):
+                    raise ValueError(
+                        "Expected a loss of integer targets with both `unlabelled` and `class_weight`. Keras gives a "
+                        "vector of markers the weight of class 0, which would apply to its divergence. "
+                        f"Received: class_weight={class_weight} and the loss '{terms.loss.name}'"
+                    )
+
     def _find_training_graph(self) -> TrainingGraph:
         return find_training_graph(self.base, self._layout, self.share_prefix, self.fuse_head)
 
@@ -517,15 +550,6 @@ class RDropModel(PreprocessingModel):
         if isinstance(self.alpha, LearningRateSchedule):
             return self.alpha(ops.convert_to_tensor(self.optimizer.iterations))
         return ops.convert_to_tensor(self.divergence_tracker.alpha)
-
-    def _check_rows_of_predictions(self, y_pred: Any, rows: int | Tensor) -> None:
-        """Raises an error if a subclass calls the base itself, on the batch as it is."""
-        shapes = [shape for shape in map(known_shape, tree.flatten(y_pred)) if shape[:1] == (rows,)]
-        if shapes and type(self).call is not RDropModel.call:
-            raise ValueError(
-                f"Expected `call` of {type(self).__name__} to return the predictions of all passes, as `super().call` "
-                f"does in training. Received: predictions of shape {shapes[0]} for a batch of {rows} rows"
-            )
 
     def _check_pairs_of_rows(self, x: Any, y_pred: Any) -> None:
         """Finds out in the first call whether the outputs pair rows with each other, and refuses it in training.

@@ -401,6 +401,28 @@ def test_a_subclass_whose_loss_would_leave_out_the_divergence_raises_an_error(rn
         model.fit(*data(rng), verbose=0)
 
 
+@pytest.mark.parametrize("passes", [2, 3])
+def test_adam_and_an_embedding_that_runs_once_per_pass(passes, rng):
+    """As in plain training on repeated rows, the first step of an embedding is larger on TensorFlow."""
+    x, y = np.arange(1, 7)[:, None], rng.integers(0, CLASSES, 6)
+    initial = keras.initializers.RandomNormal(seed=1)
+    steps = []
+    for repeats, share_prefix in ((1, True), (1, False), (passes, None)):
+        embedding = keras.layers.Embedding(7, 4, embeddings_initializer=initial)
+        last = keras.layers.Dense(CLASSES, kernel_initializer=keras.initializers.RandomNormal(seed=2))
+        model = base = keras.Sequential([keras.Input((1,)), embedding, keras.layers.Flatten(), last])
+        if share_prefix is not None:
+            model = RDropModel(base, alpha=0.0, passes=passes, share_prefix=share_prefix)
+        before = base.get_weights()[0]
+        model.compile(keras.optimizers.Adam(0.01, epsilon=1e-12), sparse_ce())
+        model.train_on_batch(np.repeat(x, repeats, 0), np.repeat(y, repeats))
+        steps.append((base.get_weights()[0] - before)[1:])
+    shared, per_pass, plain = steps
+    factor = np.sqrt(passes) if keras.backend.backend() == "tensorflow" else 1.0
+    np.testing.assert_allclose(per_pass, plain, rtol=1e-3)
+    np.testing.assert_allclose(per_pass, factor * shared, rtol=1e-3)
+
+
 def test_a_subclass_that_calls_its_base_raises_an_error(rng):
     class Own(RDropModel):
         def call(self, inputs, training=None):
@@ -408,8 +430,34 @@ def test_a_subclass_that_calls_its_base_raises_an_error(rng):
 
     model = Own(dropout_classifier())
     model.compile("sgd", sparse_ce())
-    with pytest.raises(ValueError, match="Expected `call` of Own to return the predictions of all passes"):
+    with pytest.raises(ValueError, match="Expected predictions of all 24 rows of the widened batch.*shape .12, "):
         model.train_on_batch(*data(rng))
+
+
+@pytest.mark.parametrize("rows", [slice(None, None, 2), slice(3), slice(4)])
+def test_a_subclass_that_passes_some_of_the_rows_to_the_loss_raises_an_error(rows, rng):
+    """The divergence would compare different rows."""
+
+    class Own(RDropModel):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return super().compute_loss(x, y[rows], y_pred[rows], sample_weight, training)
+
+    model = Own(dropout_classifier())
+    model.compile("sgd", sparse_ce())
+    with pytest.raises(ValueError, match="Expected predictions of all 24 rows of the widened batch"):
+        model.train_on_batch(*data(rng))
+
+
+@pytest.mark.parametrize("method", ["fit", "train_on_batch"])
+def test_class_weights_beside_unlabelled_distributions_raise_an_error(method, rng):
+    """Keras would give the unlabelled rows, whose targets are all -1, the weight of class 0."""
+    x, y = data(rng)
+    model = RDropModel(dropout_classifier(), unlabelled=-1)
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="Expected a loss of integer targets .*class_weight={0: 10.0}"):
+        getattr(model, method)(x, np.eye(CLASSES)[y], class_weight={0: 10.0})
+    model.compile("sgd", sparse_ce())
+    getattr(model, method)(x, np.where(y > 0, y, -1), class_weight={0: 10.0})
 
 
 def test_a_subclass_with_its_own_train_step_causes_a_warning(rng):
@@ -1120,7 +1168,7 @@ class TestErrors:
         per_output = {"divergence": "auto", "loss_weights": None, argument: ["auto" if argument == "divergence" else 1]}
         model = RDropModel(dropout_classifier(), divergence=per_output["divergence"])
         with pytest.raises(ValueError, match=f"Expected `{argument}` to have one entry for each loss"):
-            model.compile("sgd", {"a": "mse", "b": "mse"}, loss_weights=per_output["loss_weights"])
+            model.compile("sgd", ["mse", "mse"], loss_weights=per_output["loss_weights"])
 
     @pytest.mark.parametrize("loss", [None, "auto"])
     def test_a_loss_that_is_not_given(self, loss):

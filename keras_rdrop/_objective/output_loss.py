@@ -47,6 +47,7 @@ class OutputLoss(Loss):
             return self.loss(y_true, y_pred, sample_weight)
         if isinstance(sample_weight, (list, tuple)):  # Keras does not unpack them if `y` is a list of one array
             (sample_weight,) = sample_weight
+        self._check_rows(y_pred, step.layout.widened_rows)
         self._check_shapes(y_true, y_pred, sample_weight)
         batch = OutputBatch(y_true, y_true, y_pred, sample_weight, sample_weight)
         if self.unlabelled is not None:
@@ -93,6 +94,15 @@ class OutputLoss(Loss):
             return None
         axis = self.loss.get_config().get("axis", -1)
         return axis if isinstance(axis, int) and len(y_true.shape) == len(y_pred.shape) else -1
+
+    def _check_rows(self, y_pred: Tensor, rows: int | Tensor) -> None:
+        shape = known_shape(y_pred)
+        if self.divergence is not None and isinstance(rows, int) and shape and shape[0] not in (None, rows):
+            raise ValueError(
+                f"Expected predictions of all {rows} rows of the widened batch, because the divergence compares the "
+                "copies of a row. A subclass gets them from `super().call`, and passes them to `super().compute_loss`. "
+                f"Received: predictions of shape {shape}"
+            )
 
     def _check_shapes(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> None:
         """Raises a `ValueError` for targets, weights or a mask whose rows Keras does not align with those of the loss.

@@ -82,8 +82,11 @@ def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
         output_names: Names of the outputs, or `None` if they are unknown.
 
     Raises:
-        ValueError: If a key is not the name of an output with a loss, if one is missing, or if no names are known.
+        ValueError: If a key is not the name of an output with a loss, if one is missing, or if no names are known. Also
+            if divergences are a list and the losses a dict, whose order may not be that of the outputs.
     """
+    if name == "divergence" and isinstance(loss, dict) and isinstance(value, (list, tuple)):
+        raise ValueError(f"Expected `divergence` to be a dict like loss={loss}. Received: divergence={value}")
     if not isinstance(value, dict):
         return value
     if output_names is None and not isinstance(loss, dict):
@@ -114,6 +117,12 @@ def takes_logits(loss: Loss) -> bool | None:
     function = get_loss_function(loss)
     # A loss that is given as a function or by its name has no `from_logits` and takes probabilities.
     return loss.get_config().get("from_logits", False if _DIVERGENCE_OF_LOSS.get(function) in _KL else None)
+
+
+def takes_distributions(loss: Loss) -> bool:
+    """Whether the targets of a loss are distributions over classes, such as one-hot vectors."""
+    distributions = "categorical_crossentropy", "categorical_focal_crossentropy", "kl_divergence"
+    return get_loss_function(loss) in [getattr(keras.losses, name) for name in distributions]
 
 
 def _per_loss(name: str, value: Any, loss: Any) -> Any:

@@ -123,7 +123,7 @@ class PassLayout:
     def ungroup(self, tensor: Tensor) -> Tensor:
         """Inverse of `group`: `(rows, passes, ...)` to `(widened rows, ...)`."""
         tensor = ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
-        return tensor if self.fraction == 1.0 else tensor[: self.rows + (self.passes - 1) * self._repeated]
+        return tensor if self.fraction == 1.0 else tensor[: self.widened_rows]
 
     def mean_over_passes(self, value: Tensor, loss: Loss) -> Tensor:
         """Averages a loss over the passes, given its value for the full batch."""
@@ -144,6 +144,11 @@ class PassLayout:
             return 1.0
         # Under `tf.distribute`, the last batch may leave a replica without rows.
         return ops.divide_no_nan(ops.cast(self.rows, "float32"), ops.cast(self._repeated, "float32"))
+
+    @property
+    def widened_rows(self) -> Any:
+        """Number of rows of the widened batch."""
+        return self.rows + (self.passes - 1) * self._repeated
 
     @functools.cached_property
     def _repeated(self) -> Any:

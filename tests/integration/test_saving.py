@@ -194,6 +194,63 @@ def test_weights_are_not_loaded_into_an_unbuilt_base(kind, tmp_path):
         model.load_weights(tmp_path / "model.weights.h5")
 
 
+@keras.saving.register_keras_serializable("tests")
+class WithHead(RDropModel):
+    def __init__(self, base, **kwargs):
+        super().__init__(base, **kwargs)
+        self.own_head = keras.layers.Dense(3)
+
+    def call(self, inputs, training=None):
+        return self.own_head(super().call(inputs, training=training))
+
+
+@pytest.mark.parametrize("build_base", BASES)
+def test_layers_of_a_subclass_are_saved(build_base, batch, tmp_path):
+    x, y = batch
+    model = WithHead(build_base())
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, verbose=0)
+    expected = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(restored.predict(x, verbose=0), expected)
+    assert len(restored.optimizer.variables) == len(model.optimizer.variables)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = WithHead(build_base())
+    with pytest.raises(ValueError, match="Expected a .* that has been built.*Call"):
+        other.load_weights(tmp_path / "model.weights.h5")
+    other(x)
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(x, verbose=0), expected)
+
+
+def test_arguments_that_a_subclass_adds_to_compile(batch, tmp_path):
+    """As in Keras, a loaded model is compiled only if its class saves the arguments."""
+
+    @keras.saving.register_keras_serializable("tests")
+    class Distiller(RDropModel):
+        def compile(self, optimizer, loss, temperature=3.0):
+            super().compile(optimizer, loss)
+            self.temperature = temperature
+
+    @keras.saving.register_keras_serializable("tests")
+    class Saved(Distiller):
+        def get_compile_config(self):
+            config = super().get_compile_config()
+            return {"optimizer": config["optimizer"], "loss": config["loss"], "temperature": self.temperature}
+
+    for cls in (Distiller, Saved):
+        model = cls(functional())
+        model.compile("sgd", "mse", temperature=10.0)
+        model.save(tmp_path / "model.keras")
+        if cls is Distiller:
+            with pytest.warns(UserWarning, match="`compile..` was not called as part of model loading"):
+                restored = keras.models.load_model(tmp_path / "model.keras")
+            assert not hasattr(restored, "temperature")
+        else:
+            assert keras.models.load_model(tmp_path / "model.keras").temperature == 10.0
+
+
 def test_build_builds_a_subclassed_base():
     model = RDropModel(Subclassed())
     model.build((None, 3))

@@ -106,7 +106,7 @@ def test_the_check_of_shapes_does_not_change_the_state_of_a_loss(rng):
 
     loss, x, y = Counting(), rng.normal(size=(4, 3)), np.zeros((4, 3))
     current = CurrentStep()
-    with current.set(Step(alpha=1.0, layout=PassLayout(2))):
+    with current.set(Step(alpha=1.0, layout=PassLayout(2, rows=2))):
         output_losses(loss, "mean_squared_difference", None, current)(y, x, np.ones(4))
     assert int(loss.calls) == 2  # one per pass, because the loss may combine rows
 
@@ -122,7 +122,7 @@ def test_the_check_of_shapes_restores_the_attributes_of_a_loss(rng):
 
     loss, x, y = RunningScale(), rng.normal(size=(4, 3)), np.full((4, 3), 5.0)
     current = CurrentStep()
-    with current.set(Step(alpha=1.0, layout=PassLayout(2))):
+    with current.set(Step(alpha=1.0, layout=PassLayout(2, rows=2))):
         output_losses(loss, "mean_squared_difference", None, current)(y, x)
     assert float(loss.scale) == 5.0
 
@@ -174,7 +174,7 @@ def test_a_step_collects_the_weighted_divergence(rng):
     current = CurrentStep()
     output_loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), "auto", 0.5, current)
     y, z = np.repeat([0, 1, 4, 2], 2), rng.normal(size=(8, 5)).astype("float32")
-    step = Step(alpha=1.0, layout=PassLayout(2))
+    step = Step(alpha=1.0, layout=PassLayout(2, rows=4))
     with current.set(step):
         loss = output_loss(keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(z))
     (divergence,) = step.divergences
@@ -325,7 +325,7 @@ def test_ctc_ignores_masked_frames(masked, weighted, rng):
 def test_output_loss_can_be_called_at_the_root_of_a_tf_function(loss, rng):
     import tensorflow as tf
 
-    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(2))
+    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(2, rows=2))
     output_loss = output_losses(loss, "auto", None, current)
     is_ctc = isinstance(loss, L.CTC)
     shape = (4, 6, 5) if is_ctc else (4, 5)

@@ -220,7 +220,7 @@ def test_divergence_with_ignore_class_is_float32_in_mixed_precision():
         loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
         y, z = keras.ops.convert_to_tensor([0, 0, 1, 1]), keras.ops.ones((4, 3), "float16")
         _, divergence = SeparateTerms(loss, SymmetricKL(from_logits=True))(
-            Step(alpha=1.0, layout=PassLayout(2)), OutputBatch(y, y, z, None, None)
+            Step(alpha=1.0, layout=PassLayout(2, rows=2)), OutputBatch(y, y, z, None, None)
         )
         assert keras.backend.standardize_dtype(divergence.dtype) == "float32"
     finally:
@@ -396,7 +396,7 @@ def test_targets_of_a_wrong_shape_raise_the_error_of_keras(loss, shape):
     with pytest.raises(Exception) as expected:  # noqa: PT011, each backend has its own
         loss(y, z)
     current = CurrentStep()
-    with current.set(Step(alpha=1.0, layout=PassLayout(2))), pytest.raises(type(expected.value)) as received:
+    with current.set(Step(alpha=1.0, layout=PassLayout(2, rows=4))), pytest.raises(type(expected.value)) as received:
         output_losses(loss, "auto", None, current)(y, z)
     assert str(received.value) == str(expected.value)
 
@@ -404,7 +404,7 @@ def test_targets_of_a_wrong_shape_raise_the_error_of_keras(loss, shape):
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
 def test_without_a_divergence_the_loss_is_the_mean_over_the_passes(reduction, rng):
     y, z = rng.normal(size=(2, 8, 3)).astype("float32")
-    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(2))
+    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(2, rows=4))
     with current.set(step):
         loss = output_losses(L.MeanSquaredError(reduction=reduction), None, None, current)(y, z)
     rows = np.mean(np.square(y - z), axis=-1)

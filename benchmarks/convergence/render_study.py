@@ -24,6 +24,7 @@ from render import markdown_table, wrap
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 WITHOUT_DIVERGENCE = "two passes, alpha 0"
+SMOOTHING = "label smoothing"
 CHEAP = ("R-Drop, second half", "R-Drop, a quarter of the rows")
 VERDICTS = ("better", "worse", "no difference seen")
 HEAD = """# Evidence
@@ -50,12 +51,29 @@ EQUAL = """\
 R-Drop against plain training with the same row passes, by the budgets at which it was better or worse.
 """
 BUDGETS = "Each arm against plain training with the same row passes. A column is a budget.\n"
-DIVERGENCE = """\
+# Baselines besides plain training: how a sentence names them, the arms that are compared with them, and their section.
+BASELINES = {
+    WITHOUT_DIVERGENCE: (
+        "two passes without the divergence",
+        ["R-Drop"],
+        """\
 ## Is it the divergence?
 
 R-Drop against two passes with `alpha=0` and the same row passes. Both make the same number of updates on the same
 doubled batches, half as many as plain training. Only R-Drop has the divergence.
-"""
+""",
+    ),
+    SMOOTHING: (
+        "plain training with label smoothing",
+        ["R-Drop", "R-Drop, label smoothing"],
+        """\
+## Is it better than label smoothing?
+
+R-Drop, without and with label smoothing, against plain training with label smoothing and the same row passes. The
+labels are smoothed by 0.1.
+""",
+    ),
+}
 METHOD = """\
 ## Method
 
@@ -194,10 +212,12 @@ def summary(results):
     sentences = []
     if results.has_converged:
         sentences.append(f"At the best budget of each, R-Drop was {by_score(results, 'R-Drop')}.")
-        if results.has_all_rungs(WITHOUT_DIVERGENCE):
-            found = by_score(results, "R-Drop", WITHOUT_DIVERGENCE)
-            sentences.append(f"Against two passes without the divergence, R-Drop was {found}.")
-        sentences += [f'"{arm}" was {by_score(results, arm)}.' for arm in CHEAP if results.rungs(arm)]
+        for baseline, (name, _, _) in BASELINES.items():
+            arms = compared_with(results, baseline)
+            if arms:
+                found = [f"{quoted(arm)} was {by_score(results, arm, baseline)}" for arm in arms]
+                sentences.append(f"Against {name}, {listed(found, ',')}.")
+        sentences += [f"{quoted(arm)} was {by_score(results, arm)}." for arm in CHEAP if results.rungs(arm)]
     else:
         names = {"plain": "plain training", "R-Drop": "R-Drop"}
         missing = [names[arm] for arm in DECIDING if results.converged_at[arm] is None]
@@ -214,18 +234,28 @@ def summary(results):
     return textwrap.fill(" ".join([f"- **{results.name}.**", *sentences]), 120, subsequent_indent="  ")
 
 
+def compared_with(results, baseline):
+    """Returns the arms that are compared with a baseline, if all budgets have results of both."""
+    _, arms, _ = BASELINES[baseline]
+    return [arm for arm in arms if results.has_all_rungs(arm) and results.has_all_rungs(baseline)]
+
+
+def quoted(arm):
+    return arm if arm == "R-Drop" else f'"{arm}"'
+
+
 def says(verdict):
     return "not measurably different" if verdict == "no difference seen" else verdict
 
 
 def by_score(results, arm, baseline="plain"):
     """Compares the best budget of an arm with that of plain training, or of another arm, by every score."""
-    parts = []
+    found = {}
     for name in results.names:
         scores = (results.scores(which, results.best_rung(which), name).mean() for which in (arm, baseline))
         values = " against ".join(f"{score:#.3g}".rstrip(".") for score in scores)
-        parts.append(f"{says(results.compare_best(arm, name, baseline).verdict)} by {name} ({values})")
-    return listed(parts)
+        found.setdefault(results.compare_best(arm, name, baseline).verdict, []).append(f"{name} ({values})")
+    return listed([f"{says(verdict)} by {listed(parts)}" for verdict, parts in found.items()], ",")
 
 
 def verdicts(results, name):
@@ -259,19 +289,17 @@ def table_of_verdicts(tasks):
     return markdown_table(["task", "score", *VERDICTS], lines)
 
 
-def table_of_divergences(tasks):
-    """The differences between R-Drop and two passes with alpha 0 at the same budget, by every score."""
+def table_against(baseline, tasks):
+    """The differences between arms and a baseline at the same budget, by every score."""
     rungs, lines = sorted({rung for results in tasks for rung in results.common_rungs()}), []
     for results in tasks:
-        for name in results.names:
+        for arm, name in itertools.product(compared_with(results, baseline), results.names):
             cells = [
-                str(results.compare("R-Drop", rung, rung, name, WITHOUT_DIVERGENCE))
-                if rung in results.common_rungs()
-                else ""
+                str(results.compare(arm, rung, rung, name, baseline)) if rung in results.common_rungs() else ""
                 for rung in rungs
             ]
-            lines.append([results.name if name == results.names[0] else "", name, *cells])
-    return markdown_table(["task", "score", *(f"budget {rung}" for rung in rungs)], lines)
+            lines.append([*([results.name, arm] if name == results.names[0] else ["", ""]), name, *cells])
+    return markdown_table(["task", "arm", "score", *(f"budget {rung}" for rung in rungs)], lines)
 
 
 def table_of_budgets(results):
@@ -357,9 +385,10 @@ def render(folder):
     ]
     for results in tasks:
         parts.append(f"### {results.name}\n\n{wrap(results.description)}\n\n{table_of_budgets(results)}")
-    compared = [results for results in tasks if results.has_all_rungs(WITHOUT_DIVERGENCE)]
-    if compared:
-        parts += [DIVERGENCE, table_of_divergences(compared)]
+    for baseline, (_, _, section) in BASELINES.items():
+        compared = [results for results in tasks if compared_with(results, baseline)]
+        if compared:
+            parts += [section, table_against(baseline, compared)]
     parts.append(METHOD.format(finished=len(tasks), planned=len(TASKS)))
     for results in tasks:
         parts.append(f"## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")

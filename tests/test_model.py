@@ -1168,7 +1168,7 @@ class TestErrors:
         per_output = {"divergence": "auto", "loss_weights": None, argument: ["auto" if argument == "divergence" else 1]}
         model = RDropModel(dropout_classifier(), divergence=per_output["divergence"])
         with pytest.raises(ValueError, match=f"Expected `{argument}` to have one entry for each loss"):
-            model.compile("sgd", ["mse", "mse"], loss_weights=per_output["loss_weights"])
+            model.compile("sgd", {"a": "mse", "b": "mse"}, loss_weights=per_output["loss_weights"])
 
     @pytest.mark.parametrize("loss", [None, "auto"])
     def test_a_loss_that_is_not_given(self, loss):

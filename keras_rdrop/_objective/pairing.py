@@ -86,7 +86,8 @@ def sort_by_output(name: str, value: Any, loss: Any, output_names: Any) -> Any:
             if divergences are a list and the losses a dict, whose order may not be that of the outputs.
     """
     if name == "divergence" and isinstance(loss, dict) and isinstance(value, (list, tuple)):
-        raise ValueError(f"Expected `divergence` to be a dict like loss={loss}. Received: divergence={value}")
+        expected = f"Expected `divergence` to have one entry for each loss in loss={loss}, as a dict with the same keys"
+        raise ValueError(f"{expected}. Received: divergence={value}")
     if not isinstance(value, dict):
         return value
     if output_names is None and not isinstance(loss, dict):

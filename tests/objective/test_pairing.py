@@ -234,7 +234,7 @@ def test_sort_by_output_follows_the_order_of_the_losses():
     assert list(by_name.items()) == [("b", 2), ("a", 1)]
     assert sort_by_output("divergence", value, ["mse", "mae"], ["b", "a"]) == [2, 1]
     assert sort_by_output("loss_weights", [1, 2], {"b": "mse", "a": "mae"}, ["a", "b"]) == [1, 2]
-    with pytest.raises(ValueError, match="Expected `divergence` to be a dict like loss"):
+    with pytest.raises(ValueError, match="Expected `divergence` to have .* as a dict with the same keys"):
         sort_by_output("divergence", [1, 2], {"b": "mse", "a": "mae"}, ["a", "b"])
     for keys in ({"a": 1}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 2}):
         with pytest.raises(ValueError, match="Expected `divergence` to have one key for each loss: ..b', 'a"):

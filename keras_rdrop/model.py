@@ -528,14 +528,13 @@ class RDropModel(PreprocessingModel):
         return type(self).call is not RDropModel.call
 
     def _check_class_weight(self, class_weight: Any) -> None:
-        if self.compiled and self.unlabelled is not None and class_weight:
-            for terms in filter(None, self._terms):
-                if pairing.takes_distributions(terms.loss):
-                    raise ValueError(
-                        "Expected a loss of integer targets with both `unlabelled` and `class_weight`. Keras gives a "
-                        "vector of markers the weight of class 0, which would apply to its divergence. "
-                        f"Received: class_weight={class_weight} and the loss '{terms.loss.name}'"
-                    )
+        losses = [terms.loss for terms in self._terms if terms is not None] if self.compiled else []
+        if class_weight and self.unlabelled is not None and any(map(pairing.takes_distributions, losses)):
+            raise ValueError(
+                "Expected a loss of integer targets with both `unlabelled` and `class_weight`. Keras gives a vector of "
+                "markers the weight of class 0, which would apply to its divergence. "
+                f"Received: class_weight={class_weight} and the loss '{losses[0].name}'"
+            )
 
     def _find_training_graph(self) -> TrainingGraph:
         return find_training_graph(self.base, self._layout, self.share_prefix, self.fuse_head)

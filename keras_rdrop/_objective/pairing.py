@@ -14,6 +14,11 @@ from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL, _Divergence
 
 _KL = (SymmetricKL, BernoulliSymmetricKL)
+_OF_DISTRIBUTIONS = (
+    keras.losses.categorical_crossentropy,
+    keras.losses.categorical_focal_crossentropy,
+    keras.losses.kl_divergence,
+)
 _DIVERGENCE_OF_LOSS = {
     keras.losses.categorical_crossentropy: SymmetricKL,
     keras.losses.categorical_focal_crossentropy: SymmetricKL,
@@ -122,8 +127,7 @@ def takes_logits(loss: Loss) -> bool | None:
 
 def takes_distributions(loss: Loss) -> bool:
     """Whether the targets of a loss are distributions over classes, such as one-hot vectors."""
-    distributions = "categorical_crossentropy", "categorical_focal_crossentropy", "kl_divergence"
-    return get_loss_function(loss) in [getattr(keras.losses, name) for name in distributions]
+    return get_loss_function(loss) in _OF_DISTRIBUTIONS
 
 
 def _per_loss(name: str, value: Any, loss: Any) -> Any:

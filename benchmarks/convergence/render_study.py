@@ -249,12 +249,17 @@ def says(verdict):
 
 
 def by_score(results, arm, baseline="plain"):
-    """Compares the best budget of an arm with that of plain training, or of another arm, by every score."""
+    """Compares the best budget of an arm with that of plain training, or of another arm, by every score.
+
+    It gives the values of the deciding score only.
+    """
     found = {}
     for name in results.names:
-        scores = (results.scores(which, results.best_rung(which), name).mean() for which in (arm, baseline))
-        values = " against ".join(f"{score:#.3g}".rstrip(".") for score in scores)
-        found.setdefault(results.compare_best(arm, name, baseline).verdict, []).append(f"{name} ({values})")
+        found.setdefault(results.compare_best(arm, name, baseline).verdict, []).append(name)
+    first = results.names[0]
+    scores = (results.scores(which, results.best_rung(which), first).mean() for which in (arm, baseline))
+    values = " against ".join(f"{score:#.3g}".rstrip(".") for score in scores)
+    next(iter(found.values()))[0] = f"{first} ({values})"
     return listed([f"{says(verdict)} by {listed(parts)}" for verdict, parts in found.items()], ",")
 
 

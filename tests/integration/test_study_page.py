@@ -140,7 +140,7 @@ def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write):
 
 
 def test_each_task_is_summed_up_by_all_scores(write):
-    """The scores 0.6 and 0.5 of Pearson are 0.4 and 0.5 of RMSE, where lower is better. Scores are grouped by verdict."""
+    """The scores 0.6 and 0.5 of Pearson are 0.4 and 0.5 of RMSE, where lower is better."""
     answer = one_line(render_study.answer(write({1: 0.5, 2: 0.5}, np.full(10, 0.1))))
     assert "was better by Pearson (0.600 against 0.500) and RMSE." in answer
     answer = one_line(render_study.answer(write({1: 0.5, 2: 0.5}, np.linspace(-0.1, 0.1, 10))))

@@ -23,6 +23,7 @@ from keras_rdrop._keras import LOWEST_LOGIT, Tensor, at_least_float32
 _TINY = 1.1754944e-38
 
 
+@keras.saving.register_keras_serializable("keras_rdrop")
 def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) -> Tensor:
     """Symmetric Kullback-Leibler divergence between categorical distributions.
 
@@ -59,6 +60,7 @@ def symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) ->
     return ops.maximum(ops.sum(_covariance(probabilities, log_probabilities), axis=axis), 0.0)
 
 
+@keras.saving.register_keras_serializable("keras_rdrop")
 def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: int = -1) -> Tensor:
     """Symmetric Kullback-Leibler divergence between independent binary distributions.
 
@@ -95,6 +97,7 @@ def bernoulli_symmetric_kl(*y_preds: Tensor, from_logits: bool = False, axis: in
     return ops.maximum(ops.mean(_covariance(probabilities, logits), axis=axis), 0.0)
 
 
+@keras.saving.register_keras_serializable("keras_rdrop")
 def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
     """Mean squared difference between predictions, for regression.
 

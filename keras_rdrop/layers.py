@@ -27,7 +27,7 @@ class RDrop(keras.layers.Layer):
     or in your own training loop. To regularize the predictions of a whole model, use `RDropModel`, which also averages
     the loss over both passes. Masked elements are excluded. Outside of training, the layer runs once. Batch
     normalization in `layer` updates its averages in both runs, and losses that `layer` adds with `add_loss` may count
-    twice.
+    twice. In `keras.layers.TimeDistributed`, it adds a loss for each time step: wrap that layer in `RDrop` instead.
 
     Args:
         layer: The `keras.layers.Layer`, or model, to wrap. It must be random during training.

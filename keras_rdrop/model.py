@@ -135,7 +135,7 @@ class RDropModel(PreprocessingModel):
         check("unlabelled", unlabelled, unlabelled is None or is_finite(unlabelled), "a finite number or None")
         check("share_prefix", share_prefix, isinstance(share_prefix, bool), "a bool")
         check("fuse_head", fuse_head, isinstance(fuse_head, bool), "a bool")
-        is_valid = not (fuse_head and self._has_own_call)
+        is_valid = not (fuse_head and self._has_own("call"))
         check("fuse_head", fuse_head, is_valid, "False in a subclass with its own `call`")
         pairing.check_divergence(divergence)
         # The base casts the inputs itself, to the same dtype policy.
@@ -147,10 +147,9 @@ class RDropModel(PreprocessingModel):
         self.alpha = alpha
         self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
         self._is_prepared = self._adds_divergence = False
-        names = "call", "predict_step", "make_predict_function"
-        self._changes_predictions = any(getattr(type(self), name) is not getattr(RDropModel, name) for name in names)
-        # A loaded model that is built can restore its optimizer. An own `call` may use layers that are not built yet.
-        self.built = base.built and not self._has_own_call
+        self._changes_predictions = self._has_own("call", "predict_step", "make_predict_function")
+        # A loaded model that is built can restore its optimizer. A subclass may have more to build than the base.
+        self.built = base.built and not self._has_own("call", "build")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED and hasattr(self, name):
@@ -196,7 +195,7 @@ class RDropModel(PreprocessingModel):
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         super().build_from_config(config)
-        if self._has_own_call and "input_shape" in config:  # it may use layers whose weights are loaded next
+        if self._has_own("call") and "input_shape" in config:  # it may use layers whose weights are loaded next
             inputs = tree.map_shape_structure(keras.KerasTensor, config["input_shape"])
             keras.Operation.compute_output_spec(self, inputs)
 
@@ -264,7 +263,8 @@ class RDropModel(PreprocessingModel):
                 )
         losses = loss
         is_by_name = isinstance(loss, dict) and output_names is not None and set(loss) == set(output_names)
-        if is_by_name and not isinstance(self.base.output, dict):  # Keras takes lists in the order of the outputs
+        # Keras takes lists in the order of the outputs. An own `call` may return a dict.
+        if is_by_name and not isinstance(self.base.output, dict) and not self._has_own("call"):
             losses = [loss[name] for name in output_names]
         loss_weights = pairing.sort_by_output("loss_weights", loss_weights, losses, output_names)
         divergence = pairing.sort_by_output("divergence", self.divergence, losses, output_names)
@@ -308,8 +308,10 @@ class RDropModel(PreprocessingModel):
             raise ValueError(
                 f"Expected a base that has been built. Received: base={self.base!r}. Call this model on a batch first."
             )
-        if self._has_own_call and not self.built:
-            expected = "Expected a model that has been built, because its own `call` may use layers besides the base"
+        if self._has_own("call", "build") and not self.built:
+            expected = (
+                "Expected a model that has been built, because its class may have weights besides those of the base"
+            )
             raise ValueError(f"{expected}. Received: {self!r}. Call it on a batch first.")
         self.built = True  # the base may have been built after this model was created
         try:
@@ -323,7 +325,7 @@ class RDropModel(PreprocessingModel):
                 raise ValueError(message) from error
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
-        if self._has_own_call:
+        if self._has_own("call"):
             raise ValueError(
                 "Expected a model without its own `call`, because `export` exports the base. Export a `keras.Model` "
                 f"that calls `model.base` instead. Received: {self!r}"
@@ -366,10 +368,11 @@ class RDropModel(PreprocessingModel):
                 f"`alpha`. Received: metrics={self.metrics} of {self!r}"
             )
         warn_of_shared_noise(self.base)
-        if len(self._terms) == 1 and self._terms[0] is not None:
+        has_own_call = self._has_own("call")  # it may have other layers that are random or return the outputs
+        if not has_own_call and len(self._terms) == 1 and self._terms[0] is not None:
             warn_of_activation(self.base, self._terms[0].loss, self._terms[0].divergence)
         self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
-        if not randomness.may_be_random(self.base):
+        if not has_own_call and not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
         self._is_prepared = True
 
@@ -460,8 +463,7 @@ class RDropModel(PreprocessingModel):
 
     # Keras does not compile a loaded model whose `compile` is overridden, unless this is overridden too.
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        cls = type(self)
-        if cls.compile is not RDropModel.compile and cls.get_compile_config is RDropModel.get_compile_config:
+        if self._has_own("compile") and not self._has_own("get_compile_config"):
             super().compile_from_config(config)  # warns: the configuration lacks what the subclass adds to `compile`
             return
         config = keras.saving.deserialize_keras_object(config)
@@ -523,9 +525,9 @@ class RDropModel(PreprocessingModel):
             text += f"\n  loss and divergence: {self._terms[0].describe(self.base.outputs[0].shape)}"
         return text
 
-    @property
-    def _has_own_call(self) -> bool:
-        return type(self).call is not RDropModel.call
+    def _has_own(self, *methods: str) -> bool:
+        """Whether a subclass overrides one of these methods."""
+        return any(getattr(type(self), name) is not getattr(RDropModel, name) for name in methods)
 
     def _check_class_weight(self, class_weight: Any) -> None:
         losses = [terms.loss for terms in self._terms if terms is not None] if self.compiled else []

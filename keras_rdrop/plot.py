@@ -39,10 +39,12 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         raise ImportError("`plot_history` requires matplotlib. Install it with `pip install matplotlib`.") from error
     is_single = isinstance(history, keras.callbacks.History) or all(isinstance(v, list) for v in history.values())
     by_name = {"": history} if is_single else history
+    # A training may continue an earlier one, with its `initial_epoch`.
+    starts = {name: 1 + (getattr(logs, "epoch", None) or [0])[0] for name, logs in by_name.items()}
     histories = {name: dict(getattr(logs, "history", logs)) for name, logs in by_name.items()}
     if alpha is not None:
-        for logs in histories.values():
-            epochs = range(1, len(next(iter(logs.values()), [])) + 1)
+        for name, logs in histories.items():
+            epochs = range(starts[name], starts[name] + len(next(iter(logs.values()), [])))
             logs["alpha"] = [float(alpha(epoch * steps_per_epoch)) for epoch in epochs]
     logged = {name.removeprefix("val_") for logs in histories.values() for name in logs}
     if not logged - {"alpha"}:
@@ -54,7 +56,7 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         for index, (name, logs) in enumerate(histories.items()):
             for key, style, part in ((panel, "-", "training"), (f"val_{panel}", "--", "validation")):
                 if key in logs:
-                    epochs = range(1, len(logs[key]) + 1)
+                    epochs = range(starts[name], starts[name] + len(logs[key]))
                     label = f"{name}, {part}" if name else part
                     axes.plot(epochs, logs[key], style, marker="o", color=f"C{index}", label=label)
         axes.set(title=panel, xlabel="epoch")

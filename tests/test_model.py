@@ -423,6 +423,41 @@ def test_adam_and_an_embedding_that_runs_once_per_pass(passes, rng):
     np.testing.assert_allclose(per_pass, factor * shared, rtol=1e-3)
 
 
+def test_outputs_that_a_subclass_names_have_the_losses_of_their_names(rng):
+    """Keras takes the outputs in alphabetical order, and the base has another one."""
+
+    class Named(RDropModel):
+        def call(self, inputs, training=None):
+            return dict(zip(("z", "a"), super().call(inputs, training=training), strict=True))
+
+    x = rng.normal(size=(12, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dropout(0.0)(inputs)
+    base = keras.Model(inputs, [keras.layers.Dense(1, name=name)(hidden) for name in ("z", "a")])
+    model = Named(base)
+    model.compile("sgd", {"z": "mse", "a": "mae"}, loss_weights={"z": 10.0, "a": 1.0})
+    z, a = base.predict(x, verbose=0)
+    expected = 10 * np.mean((z - x[:, :1]) ** 2) + np.mean(np.abs(a - x[:, 1:2]))
+    targets = {"z": x[:, :1], "a": x[:, 1:2]}
+    np.testing.assert_allclose(model.evaluate(x, targets, return_dict=True, verbose=0)["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(model.train_on_batch(x, targets, return_dict=True)["loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_random_layers_and_an_activation_of_a_subclass_cause_no_warning(rng):
+    class Own(RDropModel):
+        def __init__(self, base):
+            super().__init__(base)
+            self.dropout, self.head = keras.layers.Dropout(0.5), keras.layers.Dense(CLASSES, "softmax")
+
+        def call(self, inputs, training=None):
+            return self.head(self.dropout(super().call(inputs, training=training), training=training))
+
+    model = Own(keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)]))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    assert model.fit(*data(rng), verbose=0).history["divergence"][0] > 0
+
+
 def test_a_subclass_that_calls_its_base_raises_an_error(rng):
     class Own(RDropModel):
         def call(self, inputs, training=None):

@@ -3,6 +3,7 @@
 import sys
 
 import keras
+import numpy as np
 import pytest
 from IPython.core.formatters import PNGFormatter
 
@@ -34,6 +35,14 @@ def test_plot_shows_the_logs_of_fit(rng, tmp_path):
         "accuracy": {"training": logs["accuracy"], "validation": logs["val_accuracy"]},
     }
     figure.savefig(tmp_path / "history.png")
+
+
+def test_a_training_that_continues_starts_at_its_first_epoch():
+    history = keras.callbacks.History()
+    history.epoch, history.history = [4, 5], {"loss": [0.3, 0.2]}
+    loss, alpha = plot_history(history, alpha=lambda step: step / 10, steps_per_epoch=2).axes
+    np.testing.assert_array_equal(loss.lines[0].get_xdata(), [5, 6])
+    np.testing.assert_allclose(alpha.lines[0].get_ydata(), [1.0, 1.2])
 
 
 def test_a_notebook_shows_the_plot():

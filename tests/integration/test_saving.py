@@ -224,6 +224,39 @@ def test_layers_of_a_subclass_are_saved(build_base, batch, tmp_path):
     np.testing.assert_array_equal(other.predict(x, verbose=0), expected)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Centered(RDropModel):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.center = self.add_weight(shape=(3,), initializer="zeros", name="center")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        return loss + keras.ops.mean(keras.ops.square(y_pred - self.center))
+
+
+@pytest.mark.parametrize("build_base", BASES)
+def test_weights_of_a_subclass_that_its_build_adds_are_saved(build_base, batch, tmp_path):
+    model = Centered(build_base())
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(*batch, verbose=0)
+    center = keras.ops.convert_to_numpy(model.center)
+    assert np.all(center != 0)
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(restored.center), center)
+    assert len(restored.optimizer.variables) == len(model.optimizer.variables)
+
+
+def test_divergence_functions_are_saved_as_metrics(batch, tmp_path):
+    x, y = batch[0], np.eye(3)[batch[1]]
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", "categorical_crossentropy", metrics=[divergences.symmetric_kl])
+    expected = model.evaluate(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras").evaluate(x, y, verbose=0), expected)
+
+
 def test_arguments_that_a_subclass_adds_to_compile(batch, tmp_path):
     """As in Keras, a loaded model is compiled only if its class saves the arguments."""
 

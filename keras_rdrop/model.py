@@ -76,7 +76,8 @@ class RDropModel(PreprocessingModel):
         unlabelled: Number that marks unlabelled targets, for semi-supervised training. In `fit`, elements with this
             target have weight 0 in the loss, and count in the divergence. A vector of targets is unlabelled if all of
             it has this value. A vector with some such elements is an ordinary target. `None`: all targets are labels.
-            Training metrics treat the marker as any other target. Validation data must not contain it.
+            With `class_weight`, targets must be integers. Training metrics treat the marker as any other target.
+            Validation data must not contain it.
         share_prefix: Whether the layers of a Functional or Sequential base before the first random layer run once per
             row instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False`
             repeats the rows at the inputs, as for a subclassed base. Use it if a rate is raised from 0 during `fit` or
@@ -295,7 +296,8 @@ class RDropModel(PreprocessingModel):
             **kwargs: Further arguments of `keras.Model.load_weights`.
 
         Raises:
-            ValueError: If the file holds the weights of neither, or if the base has not been built.
+            ValueError: If the file holds the weights of neither, or if the base, or a subclass with its own `call` or
+                `build`, has not been built.
 
         Example:
 

@@ -24,7 +24,6 @@ from render import markdown_table, wrap
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 WITHOUT_DIVERGENCE = "two passes, alpha 0"
-SMOOTHING = "label smoothing"
 CHEAP = ("R-Drop, second half", "R-Drop, a quarter of the rows")
 VERDICTS = ("better", "worse", "no difference seen")
 HEAD = """# Evidence
@@ -51,29 +50,18 @@ EQUAL = """\
 R-Drop against plain training with the same row passes, by the budgets at which it was better or worse.
 """
 BUDGETS = "Each arm against plain training with the same row passes. A column is a budget.\n"
-# Baselines besides plain training: how a sentence names them, the arms that are compared with them, and their section.
-BASELINES = {
-    WITHOUT_DIVERGENCE: (
-        "two passes without the divergence",
-        ["R-Drop"],
-        """\
+DIVERGENCE = """\
 ## Is it the divergence?
 
 R-Drop against two passes with `alpha=0` and the same row passes. Both make the same number of updates on the same
 doubled batches, half as many as plain training. Only R-Drop has the divergence.
-""",
-    ),
-    SMOOTHING: (
-        "plain training with label smoothing",
-        ["R-Drop", "R-Drop, label smoothing"],
-        """\
+"""
+LABEL_SMOOTHING = """\
 ## Is it better than label smoothing?
 
 R-Drop, without and with label smoothing, against plain training with label smoothing and the same row passes. The
 labels are smoothed by 0.1.
-""",
-    ),
-}
+"""
 METHOD = """\
 ## Method
 
@@ -94,6 +82,29 @@ renders this page.
 - This page has {finished} of the {planned} planned tasks. The [short runs](short_runs.md) cover more tasks, but plain
   training had not converged on most of them.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """An arm, besides plain training, that others are compared with.
+
+    Args:
+        name: How a sentence names it.
+        arms: The arms that are compared with it.
+        section: Heading and introduction of their table.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    section: str
+
+
+BASELINES = {
+    WITHOUT_DIVERGENCE: Baseline("two passes without the divergence", ("R-Drop",), DIVERGENCE),
+    "label smoothing": Baseline(
+        "plain training with label smoothing", ("R-Drop", "R-Drop, label smoothing"), LABEL_SMOOTHING
+    ),
+}
 
 
 class Results:
@@ -212,11 +223,10 @@ def summary(results):
     sentences = []
     if results.has_converged:
         sentences.append(f"At the best budget of each, R-Drop was {by_score(results, 'R-Drop')}.")
-        for baseline, (name, _, _) in BASELINES.items():
-            arms = compared_with(results, baseline)
-            if arms:
-                found = [f"{quoted(arm)} was {by_score(results, arm, baseline)}" for arm in arms]
-                sentences.append(f"Against {name}, {listed(found, ',')}.")
+        for arm, baseline in BASELINES.items():
+            found = [f"{quoted(other)} was {by_score(results, other, arm)}" for other in compared_with(results, arm)]
+            if found:
+                sentences.append(f"Against {baseline.name}, {listed(found, ',')}.")
         sentences += [f"{quoted(arm)} was {by_score(results, arm)}." for arm in CHEAP if results.rungs(arm)]
     else:
         names = {"plain": "plain training", "R-Drop": "R-Drop"}
@@ -236,7 +246,7 @@ def summary(results):
 
 def compared_with(results, baseline):
     """Returns the arms that are compared with a baseline, if all budgets have results of both."""
-    _, arms, _ = BASELINES[baseline]
+    arms = BASELINES[baseline].arms
     return [arm for arm in arms if results.has_all_rungs(arm) and results.has_all_rungs(baseline)]
 
 
@@ -253,13 +263,13 @@ def by_score(results, arm, baseline="plain"):
 
     It gives the values of the deciding score only.
     """
-    found = {}
-    for name in results.names:
-        found.setdefault(results.compare_best(arm, name, baseline).verdict, []).append(name)
-    first = results.names[0]
+    first, *_ = results.names
     scores = (results.scores(which, results.best_rung(which), first).mean() for which in (arm, baseline))
     values = " against ".join(f"{score:#.3g}".rstrip(".") for score in scores)
-    next(iter(found.values()))[0] = f"{first} ({values})"
+    found = {}
+    for name in results.names:
+        verdict = results.compare_best(arm, name, baseline).verdict
+        found.setdefault(verdict, []).append(f"{name} ({values})" if name == first else name)
     return listed([f"{says(verdict)} by {listed(parts)}" for verdict, parts in found.items()], ",")
 
 
@@ -390,10 +400,10 @@ def render(folder):
     ]
     for results in tasks:
         parts.append(f"### {results.name}\n\n{wrap(results.description)}\n\n{table_of_budgets(results)}")
-    for baseline, (_, _, section) in BASELINES.items():
-        compared = [results for results in tasks if compared_with(results, baseline)]
+    for arm, baseline in BASELINES.items():
+        compared = [results for results in tasks if compared_with(results, arm)]
         if compared:
-            parts += [section, table_against(baseline, compared)]
+            parts += [baseline.section, table_against(arm, compared)]
     parts.append(METHOD.format(finished=len(tasks), planned=len(TASKS)))
     for results in tasks:
         parts.append(f"## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")

@@ -20,12 +20,14 @@ class Arm:
         options: Arguments of `RDropModel`, besides the tuned alpha; `None` for plain training.
         label_smoothing: Label smoothing.
         plain_steps: Fraction of the steps that are plain, before the first step of R-Drop.
+        stochastic_depth: Fraction of the rows that skip each residual branch.
     """
 
     passes: float = 1.0
     options: dict[str, Any] | None = None
     label_smoothing: float = 0.0
     plain_steps: float = 0.0
+    stochastic_depth: float = 0.0
 
 
 ARMS = {
@@ -36,6 +38,7 @@ ARMS = {
     "R-Drop, a quarter of the rows": Arm(1.25, {"fraction": 0.25}),
     "label smoothing": Arm(label_smoothing=0.1),
     "R-Drop, label smoothing": Arm(2.0, {}, label_smoothing=0.1),
+    "R-Drop, stochastic depth": Arm(1.0, {}, stochastic_depth=0.5),  # two passes through half of the branches
 }
 DECIDING = ("plain", "R-Drop")  # run before the other arms; a ladder ends where both have converged
 TUNING_SEEDS = (1000, 1001)
@@ -95,7 +98,11 @@ def tuned(done: dict[Cell, dict[str, Any]], task: str, arm: str) -> Setting | No
 
 
 def arms_of(task: str) -> list[str]:
-    return [name for name, arm in ARMS.items() if not arm.label_smoothing or TASKS[task].smooths_labels]
+    def applies(arm: Arm) -> bool:
+        smooths_labels = not arm.label_smoothing or TASKS[task].smooths_labels
+        return smooths_labels and (not arm.stochastic_depth or TASKS[task].skips_branches)
+
+    return [name for name, arm in ARMS.items() if applies(arm)]
 
 
 def converged_at(done: dict[Cell, dict[str, Any]], task: str, arm: str) -> int | None:

@@ -88,7 +88,7 @@ def train(cell: Cell):
     keras.utils.set_random_seed(cell.seed)
     keras.config.set_dtype_policy(task.dtype_policy)
     data = task.data(cell.seed)
-    network = task.build(setting.dropout)
+    network = task.build(setting.dropout, arm.stochastic_depth)
     rows = len(data["train"][1])
     row_passes = cell.budget * task.unit * rows
     steps = round(row_passes / (task.batch_size * arm.passes))

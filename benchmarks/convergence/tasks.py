@@ -38,7 +38,7 @@ class Task:
         description: The model and the data, for the page.
         data: Function from the seed of a cell to a dict of `"train"`, `"validation"` and `"test"`, each a tuple of `x`,
             `y` and, optionally, sample weights.
-        build: Function from a dropout rate to a network.
+        build: Function from a dropout rate and a rate of stochastic depth to a network.
         loss: Function from label smoothing to a loss.
         validate: Function from a network and a tuple of data to a score. Higher is better.
         scores: Function from a network and the test data to a dict of scores, the deciding one first.
@@ -49,13 +49,14 @@ class Task:
         batch_size: Rows per step.
         learning_rate: The middle of the three learning rates that are tried.
         augment: Optional function from a batch of inputs and a random number generator to a batch of inputs.
-        smooths_labels: Whether the arm with label smoothing applies.
+        smooths_labels: Whether the arms with label smoothing apply.
+        skips_branches: Whether the arm with stochastic depth applies.
         dtype_policy: Dtype policy of the network.
     """
 
     description: str
     data: Callable[[int], dict[str, tuple[Any, ...]]]
-    build: Callable[[float], keras.Model]
+    build: Callable[[float, float], keras.Model]
     loss: Callable[[float], keras.losses.Loss]
     validate: Callable[[keras.Model, tuple[Any, ...]], float]
     scores: Callable[[keras.Model, tuple[Any, ...]], dict[str, float]]
@@ -67,6 +68,7 @@ class Task:
     learning_rate: float = 1e-3
     augment: Callable[[Any, np.random.Generator], Any] | None = None
     smooths_labels: bool = True
+    skips_branches: bool = False
     dtype_policy: str = "float32"
 
 
@@ -116,7 +118,7 @@ def _text(kind: str, rows: int | None, unit: int, **options: Any) -> Task:
         splits = _snippets(kind)
         return splits | {"train": draw_rows(splits["train"], rows, seed)}
 
-    def build(dropout: float) -> keras.Model:
+    def build(dropout: float, _: float) -> keras.Model:
         args = _text_arguments(dropout)
         preprocessor = text_classification.build_preprocessor(args)
         classifier = text_classification.build_classifier(args, preprocessor, 2 if kind == "classification" else 1)
@@ -171,7 +173,7 @@ def _translation_files() -> tuple[Any, dict[str, Any], Any]:
     return tokenizer_file, arrays, splits["test"]
 
 
-def _build_translator(dropout: float) -> keras.Model:
+def _build_translator(dropout: float, _: float) -> keras.Model:
     args = _translation_arguments(dropout)
     return translation.build_translator(args, args.vocabulary_size)
 
@@ -200,7 +202,7 @@ def _documentation() -> tuple[Any, dict[str, tuple[Any, ...]], int]:
     return tokenizer, splits, sum(len(text.split()) for text in texts["test"][0])
 
 
-def _build_language_model(dropout: float) -> keras.Model:
+def _build_language_model(dropout: float, _: float) -> keras.Model:
     args = language_modeling.parse_arguments(["--dropout", str(dropout)])
     model = language_modeling.build_model(args, _documentation()[0])
     return keras.Model(model.input, model.output)
@@ -222,9 +224,11 @@ def _digits() -> dict[str, tuple[Any, ...]]:
     return {name: (np.asarray(images), labels) for name, (images, labels) in rows.items()}
 
 
-def _build_vit(dropout: float) -> keras.Model:
+def _build_vit(dropout: float, stochastic_depth: float) -> keras.Model:
     args = image_classification.parse_arguments(["--dropout", str(dropout)])
     classifier = image_classification.build_classifier(args, image_classification.build_preprocessor(args), 10)
+    if stochastic_depth:
+        return image_classification.with_stochastic_depth(classifier, stochastic_depth)
     return keras.Model(classifier.input, classifier.output)
 
 
@@ -277,5 +281,6 @@ TASKS = {
         ("NLL", "ECE"),
         unit=10,
         augment=_shift,
+        skips_branches=True,
     ),
 }

@@ -180,51 +180,6 @@ class RDropModel(PreprocessingModel):
         if not is_schedule:
             self.divergence_tracker.set_alpha(self, self._alpha)
 
-    def build(self, input_shape: Any) -> None:
-        """Builds the base, if that takes only the shape of one input. Any other base builds itself in its first call.
-
-        Args:
-            input_shape: As in `keras.Sequential.build`.
-        """
-        if is_unbuilt_sequential(self.base):
-            self.base.build(input_shape)
-        elif not self.base.built and isinstance(input_shape, tuple):
-            # As Keras builds a model, without `training`: a `Sequential` in the base may keep its value on Keras 3.16.
-            with contextlib.suppress(Exception):
-                self.base(keras.KerasTensor(input_shape))
-        self.built = True
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        super().build_from_config(config)
-        if self._has_own("call") and "input_shape" in config:  # it may use layers whose weights are loaded next
-            inputs = tree.map_shape_structure(keras.KerasTensor, config["input_shape"])
-            keras.Operation.compute_output_spec(self, inputs)
-
-    def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        if not training:
-            return self.base(inputs, training=training, **kwargs)
-        if self._current.step is None:
-            raise RuntimeError(
-                "Expected `RDropModel` to be called with training=True only by its own `fit` or `train_on_batch`. "
-                "Received: training=True in another call, which would train without R-Drop. To use it in another "
-                "model, wrap that model instead. In a `train_step` of your own, call `super().train_step`. For one "
-                "random pass, call `model.base(x, training=True)`."
-            )
-        return self._training_graph(inputs, training=training, **kwargs)
-
-    @overrides(keras.Model.fit)
-    def fit(self, **arguments: Any) -> Any:
-        self._check_class_weight(arguments.get("class_weight"))
-        if self._is_prepared and any(map(randomness.may_be_random, self._training_graph.shared)):
-            self.train_function = None  # the rate of a shared layer was 0 before
-        callbacks = [*tree.flatten(arguments.pop("callbacks", None) or []), _CheckDivergence()]
-        return super().fit(callbacks=callbacks, **arguments)
-
-    @overrides(keras.Model.train_on_batch)
-    def train_on_batch(self, **arguments: Any) -> Any:
-        self._check_class_weight(arguments.get("class_weight"))
-        return super().train_on_batch(**arguments)
-
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
     ) -> None:
@@ -280,67 +235,18 @@ class RDropModel(PreprocessingModel):
         self.loss, self._pairs_rows, self._adds_divergence = loss, None, False
         self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
 
-    @overrides(keras.Model.save)
-    def save(self, filepath: Any, **arguments: Any) -> None:
-        if str(filepath).endswith((".h5", ".hdf5")):
-            reason = "because the legacy format holds only the name of the loss"
-            raise ValueError(f"Expected `filepath` to end in '.keras', {reason}. Received: filepath={filepath}")
-        super().save(filepath, **arguments)
+    @overrides(keras.Model.fit)
+    def fit(self, **arguments: Any) -> Any:
+        self._check_class_weight(arguments.get("class_weight"))
+        if self._is_prepared and any(map(randomness.may_be_random, self._training_graph.shared)):
+            self.train_function = None  # the rate of a shared layer was 0 before
+        callbacks = [*tree.flatten(arguments.pop("callbacks", None) or []), _CheckDivergence()]
+        return super().fit(callbacks=callbacks, **arguments)
 
-    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Loads the weights of an `RDropModel`, or those of its base.
-
-        Args:
-            filepath: As in `keras.Model.load_weights`. With `skip_mismatch=True`, a file of an `RDropModel`.
-            *args: Further arguments of `keras.Model.load_weights`.
-            **kwargs: Further arguments of `keras.Model.load_weights`.
-
-        Raises:
-            ValueError: If the file holds the weights of neither, or if the base, or a subclass with its own `call` or
-                `build`, has not been built.
-
-        Example:
-
-        ```python
-        base.save_weights("base.weights.h5")
-        keras_rdrop.RDropModel(base).load_weights("base.weights.h5")
-        ```
-        """
-        if not self.base.built:  # nothing would be loaded
-            raise ValueError(
-                f"Expected a base that has been built. Received: base={self.base!r}. Call this model on a batch first."
-            )
-        if self._has_own("call", "build") and not self.built:
-            expected = (
-                "Expected a model that has been built, because its class may have weights besides those of the base"
-            )
-            raise ValueError(f"{expected}. Received: {self!r}. Call it on a batch first.")
-        self.built = True  # the base may have been built after this model was created
-        try:
-            super().load_weights(filepath, *args, **kwargs)
-        except ValueError as error:
-            try:
-                self.base.load_weights(filepath, *args, **kwargs)
-            except ValueError as base_error:
-                expected = f"Expected a file with the weights of '{self.name}', an `RDropModel`, or of its base"
-                message = f"{expected}='{self.base.name}'. Received: filepath={filepath}. {base_error}"
-                raise ValueError(message) from error
-
-    def export(self, *args: Any, **kwargs: Any) -> Any:
-        if self._has_own("call"):
-            raise ValueError(
-                "Expected a model without its own `call`, because `export` exports the base. Export a `keras.Model` "
-                f"that calls `model.base` instead. Received: {self!r}"
-            )
-        if keras.backend.backend() == "torch":
-            # For ONNX, Keras must register the parameters of a base that was built in the call of this model.
-            list(self.base.parameters())
-        return self.base.export(*args, **kwargs)
-
-    def set_state_tree(self, state_tree: Any) -> None:
-        super().set_state_tree(state_tree)
-        if not isinstance(self._alpha, LearningRateSchedule):  # it holds the variables of metrics, with another alpha
-            self.divergence_tracker.set_alpha(self, self._alpha)
+    @overrides(keras.Model.train_on_batch)
+    def train_on_batch(self, **arguments: Any) -> Any:
+        self._check_class_weight(arguments.get("class_weight"))
+        return super().train_on_batch(**arguments)
 
     def make_train_function(self, force: bool = False) -> Any:
         # Since the last time, the base may have been built or its dropout rates may have changed.
@@ -399,14 +305,17 @@ class RDropModel(PreprocessingModel):
                 )
             return results
 
-    @overrides(keras.Model.evaluate)
-    def evaluate(self, **arguments: Any) -> Any:
-        with self._current.set(is_evaluation=True):
-            return super().evaluate(**arguments)
-
-    def test_step(self, *args: Any) -> Any:
-        with self._current.set(is_evaluation=True):
-            return super().test_step(*args)
+    def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        if not training:
+            return self.base(inputs, training=training, **kwargs)
+        if self._current.step is None:
+            raise RuntimeError(
+                "Expected `RDropModel` to be called with training=True only by its own `fit` or `train_on_batch`. "
+                "Received: training=True in another call, which would train without R-Drop. To use it in another "
+                "model, wrap that model instead. In a `train_step` of your own, call `super().train_step`. For one "
+                "random pass, call `model.base(x, training=True)`."
+            )
+        return self._training_graph(inputs, training=training, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -445,6 +354,15 @@ class RDropModel(PreprocessingModel):
             results.pop("divergence", None)
         return results
 
+    @overrides(keras.Model.evaluate)
+    def evaluate(self, **arguments: Any) -> Any:
+        with self._current.set(is_evaluation=True):
+            return super().evaluate(**arguments)
+
+    def test_step(self, *args: Any) -> Any:
+        with self._current.set(is_evaluation=True):
+            return super().test_step(*args)
+
     @property
     def outputs(self) -> Any:
         """Outputs of a Functional or Sequential base. Tools such as scikeras read them."""
@@ -454,6 +372,90 @@ class RDropModel(PreprocessingModel):
     def output_names(self) -> Any:
         # Keras names losses and metrics after the outputs.
         return self.base.output_names
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the base, if that takes only the shape of one input. Any other base builds itself in its first call.
+
+        Args:
+            input_shape: As in `keras.Sequential.build`.
+        """
+        if is_unbuilt_sequential(self.base):
+            self.base.build(input_shape)
+        elif not self.base.built and isinstance(input_shape, tuple):
+            # As Keras builds a model, without `training`: a `Sequential` in the base may keep its value on Keras 3.16.
+            with contextlib.suppress(Exception):
+                self.base(keras.KerasTensor(input_shape))
+        self.built = True
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        super().build_from_config(config)
+        if self._has_own("call") and "input_shape" in config:  # it may use layers whose weights are loaded next
+            inputs = tree.map_shape_structure(keras.KerasTensor, config["input_shape"])
+            keras.Operation.compute_output_spec(self, inputs)
+
+    @overrides(keras.Model.save)
+    def save(self, filepath: Any, **arguments: Any) -> None:
+        if str(filepath).endswith((".h5", ".hdf5")):
+            reason = "because the legacy format holds only the name of the loss"
+            raise ValueError(f"Expected `filepath` to end in '.keras', {reason}. Received: filepath={filepath}")
+        super().save(filepath, **arguments)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Loads the weights of an `RDropModel`, or those of its base.
+
+        Args:
+            filepath: As in `keras.Model.load_weights`. With `skip_mismatch=True`, a file of an `RDropModel`.
+            *args: Further arguments of `keras.Model.load_weights`.
+            **kwargs: Further arguments of `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: If the file holds the weights of neither, or if the base, or a subclass with its own `call` or
+                `build`, has not been built.
+
+        Example:
+
+        ```python
+        base.save_weights("base.weights.h5")
+        keras_rdrop.RDropModel(base).load_weights("base.weights.h5")
+        ```
+        """
+        if not self.base.built:  # nothing would be loaded
+            raise ValueError(
+                f"Expected a base that has been built. Received: base={self.base!r}. Call this model on a batch first."
+            )
+        if self._has_own("call", "build") and not self.built:
+            expected = (
+                "Expected a model that has been built, because its class may have weights besides those of the base"
+            )
+            raise ValueError(f"{expected}. Received: {self!r}. Call it on a batch first.")
+        self.built = True  # the base may have been built after this model was created
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except ValueError as error:
+            try:
+                self.base.load_weights(filepath, *args, **kwargs)
+            except ValueError as base_error:
+                expected = f"Expected a file with the weights of '{self.name}', an `RDropModel`, or of its base"
+                message = f"{expected}='{self.base.name}'. Received: filepath={filepath}. {base_error}"
+                raise ValueError(message) from error
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        if self._has_own("call"):
+            raise ValueError(
+                "Expected a model without its own `call`, because `export` exports the base. Export a `keras.Model` "
+                f"that calls `model.base` instead. Received: {self!r}"
+            )
+        if keras.backend.backend() == "torch":
+            # For ONNX, Keras must register the parameters of a base that was built in the call of this model.
+            list(self.base.parameters())
+        return self.base.export(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in (*_FIXED, "alpha", "name")}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RDropModel":
+        return cls(**keras.saving.deserialize_keras_object(config))
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
@@ -480,12 +482,10 @@ class RDropModel(PreprocessingModel):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def get_config(self) -> dict[str, Any]:
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in (*_FIXED, "alpha", "name")}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "RDropModel":
-        return cls(**keras.saving.deserialize_keras_object(config))
+    def set_state_tree(self, state_tree: Any) -> None:
+        super().set_state_tree(state_tree)
+        if not isinstance(self._alpha, LearningRateSchedule):  # it holds the variables of metrics, with another alpha
+            self.divergence_tracker.set_alpha(self, self._alpha)
 
     def describe_passes(self) -> str:
         """Describes which layers run once per row and which once per pass: see `share_prefix`.

@@ -1,4 +1,4 @@
-"""Checks of the arguments that users pass."""
+"""Checks of the arguments that users pass, and of the tensors of a batch."""
 
 import itertools
 import numbers
@@ -60,14 +60,14 @@ def require_rows(data: Any, rows: Any) -> Any:
     if not received:
         return data
     is_equal = tf.reduce_all(tf.equal(received, rows))
-    check = tf.debugging.Assert(is_equal, [_SAME_ROWS, "Received:", *received, "rows"], name="check_rows")
+    assertion = tf.debugging.Assert(is_equal, [_SAME_ROWS, "Received:", *received, "rows"], name="check_rows")
 
     def require(leaf: Any) -> Any:
         # XLA leaves out the assertion, but not the error of a reshape. Without XLA, TensorFlow would leave out a
         # reshape without `identity`, and run the step beside the check.
         return leaf if is_known(leaf) else tf.reshape(tf.identity(leaf), (rows, *ops.shape(leaf)[1:]))
 
-    with tf.name_scope("check_rows"), tf.control_dependencies([check]):
+    with tf.name_scope("check_rows"), tf.control_dependencies([assertion]):
         return tree.map_structure(require, data)
 
 

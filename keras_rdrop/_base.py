@@ -5,8 +5,10 @@ import warnings
 from typing import Any
 
 import keras
+from keras import ops, tree
 
 from keras_rdrop._arguments import check
+from keras_rdrop._keras import Tensor
 from keras_rdrop._objective.pairing import takes_logits
 from keras_rdrop._passes import randomness
 from keras_rdrop._preprocessing import PreprocessingModel
@@ -27,7 +29,7 @@ def check_base(base: keras.Model) -> None:
             f"Received: base={base!r}"
         )
     for name in (*_TRAINING, *_EVALUATION, *_LOSS_AND_METRICS):
-        if _has_own(base, name):
+        if _overrides_keras(base, name):
             raise ValueError(
                 f"Expected `base` to use the `{name}` of `keras.Model`, because its own `{name}` would not be called. "
                 "Wrap a model without it, such as `keras.Model(base.input, base.output)` of a Functional model, and "
@@ -51,6 +53,35 @@ def check_base(base: keras.Model) -> None:
 
 def is_unbuilt_sequential(base: keras.Model) -> bool:
     return isinstance(base, keras.Sequential) and not base.built
+
+
+def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
+    """Whether the outputs pair the rows of the batch with each other, as an in-batch softmax does.
+
+    Args:
+        base: The base.
+        inputs: A batch.
+        outputs: The predictions that the loss gets. Only their shapes are read.
+    """
+
+    def shapes(rows: int) -> list[Any]:
+        def repeat_first(tensor: Tensor) -> Tensor:
+            first = ops.reshape(tensor[:1], (1, *tensor.shape[1:]))  # a static batch size on TensorFlow
+            return ops.concatenate([first] * rows, axis=0)
+
+        # In a scope, the call changes no seeds and adds no losses.
+        with keras.StatelessScope(state_mapping=[(variable, variable.value) for variable in base.variables]):
+            predictions = base(tree.map_structure(repeat_first, inputs), training=False)
+        return [prediction.shape[1:] for prediction in tree.flatten(predictions)]
+
+    flat = [output for output in tree.flatten(outputs) if output is not None]
+    # Only an axis of unknown size, or as long as the batch, can hold the other rows.
+    if not any(size in (None, output.shape[0]) for output in flat for size in output.shape[1:]):
+        return False
+    try:
+        return shapes(1) != shapes(2)
+    except Exception:  # a user-defined base may not accept batches of these sizes
+        return False
 
 
 def warn_of_shared_noise(base: keras.Model) -> None:
@@ -95,7 +126,7 @@ def _last_operation(model: keras.Model) -> Any:
     return last if not is_functional or last.output is outputs[0] else None
 
 
-def _has_own(base: keras.Model, name: str) -> bool:
+def _overrides_keras(base: keras.Model, name: str) -> bool:
     """Whether a model overrides a method of `keras.Model`, other than to preprocess raw data."""
     owner = next(cls for cls in type(base).__mro__ if name in vars(cls))
     is_known = owner in keras.Model.__mro__ or "preprocess_samples" in vars(owner)

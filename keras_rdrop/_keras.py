@@ -1,7 +1,7 @@
-"""Workarounds that use only the public API of Keras.
+"""What Keras does not offer, built with its public API.
 
-Keras keeps signatures, dtypes, devices, masks, reductions and the functions of losses private. On JAX, it loses the
-values of variables if a step fails.
+This is a signature for an override, the dtype of a loss, the device of a tensor, masks that can be read and set, a
+reduction of values that exist already, the function of a loss, and variables that survive an error on JAX.
 """
 
 import functools
@@ -147,7 +147,7 @@ def out_of_range_factor(targets: Tensor, classes: int) -> Tensor:
     In all other cases Keras raises an error.
 
     Args:
-        targets: Integer tensor.
+        targets: Whole numbers, of any dtype.
         classes: Number of classes.
 
     Raises:

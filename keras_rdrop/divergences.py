@@ -197,7 +197,7 @@ class _Divergence(keras.losses.Loss):
         return self.compare(y_true, y_pred)
 
     def compare(self, *y_preds: Tensor) -> Tensor:
-        """Returns the mean over ordered pairs of predictions, without reduction: one value per row."""
+        """Returns the mean over ordered pairs of predictions, without reduction: one value per element."""
         return self.function(*y_preds, **self.options)
 
     def get_config(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from keras_rdrop._passes import randomness
 
 
 @keras.saving.register_keras_serializable("keras_rdrop")
-class RDrop(keras.layers.Layer):
+class RDrop(keras.layers.Wrapper):
     """Runs a layer twice in training and penalizes the divergence between its two outputs.
 
     The layer returns the output of the first run, so the model around it trains as with `layer` alone. It adds to the
@@ -61,11 +61,11 @@ class RDrop(keras.layers.Layer):
     def __init__(
         self, layer: keras.layers.Layer, alpha: float = 1.0, divergence: Any = "mean_squared_difference", **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.autocast = False  # the layer casts the inputs itself, to its own dtype policy
         check("layer", layer, isinstance(layer, keras.Layer), "a `keras.layers.Layer`")
+        super().__init__(layer, **kwargs)
+        self.autocast = False  # the layer casts the inputs itself, to its own dtype policy
         check("alpha", alpha, is_finite(alpha) and alpha >= 0, "a finite float >= 0")
-        self.layer, self._alpha, self.divergence = layer, float(alpha), divergence
+        self._alpha, self.divergence = float(alpha), divergence
         self.supports_masking = layer.supports_masking
         self._divergences = [None if leaf is None else divergences.get(leaf) for leaf in tree.flatten(divergence)]
 
@@ -108,9 +108,8 @@ class RDrop(keras.layers.Layer):
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        serialize = keras.saving.serialize_keras_object
-        config = {"layer": serialize(self.layer), "alpha": self.alpha, "divergence": serialize(self.divergence)}
-        return {**super().get_config(), **config}
+        divergence = keras.saving.serialize_keras_object(self.divergence)
+        return {**super().get_config(), "alpha": self.alpha, "divergence": divergence}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RDrop":

@@ -11,7 +11,7 @@ from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_rdrop._arguments import check, check_same_rows, is_finite, require_rows
-from keras_rdrop._base import check_base, is_unbuilt_sequential, warn_of_activation, warn_of_shared_noise
+from keras_rdrop._base import check_base, is_unbuilt_sequential, pairs_rows, warn_of_activation, warn_of_shared_noise
 from keras_rdrop._keras import (
     Tensor,
     at_least_float32,
@@ -22,8 +22,8 @@ from keras_rdrop._keras import (
 )
 from keras_rdrop._objective import pairing
 from keras_rdrop._passes import randomness
-from keras_rdrop._passes.graph import TrainingGraph, find_training_graph, pairs_rows
-from keras_rdrop._passes.layout import PassLayout
+from keras_rdrop._passes.graph import TrainingGraph, find_training_graph
+from keras_rdrop._passes.layout import PassLayout, count_rows
 from keras_rdrop._passes.step import CurrentStep, Step
 from keras_rdrop._preprocessing import PreprocessingModel
 
@@ -113,9 +113,12 @@ class RDropModel(PreprocessingModel):
     """
 
     train_function: Any
-    _training_graph: TrainingGraph  # set before the first step
     _alpha: float | LearningRateSchedule
+    # `compile` resets these two. The first call of the loss sets the one, and each step the other.
     _pairs_rows: bool | None
+    _adds_divergence: bool
+    # `make_train_function` resets this. `_prepare` sets it before the first step.
+    _training_graph: TrainingGraph | None = None
 
     def __init__(
         self,
@@ -146,8 +149,7 @@ class RDropModel(PreprocessingModel):
         self.share_prefix, self.fuse_head = share_prefix, fuse_head
         self.divergence_tracker = _DivergenceTracker()
         self.alpha = alpha
-        self._layout, self._current = PassLayout(self.passes, self.fraction), CurrentStep()
-        self._is_prepared = self._adds_divergence = False
+        self._current = CurrentStep()
         self._changes_predictions = self._has_own("call", "predict_step", "make_predict_function")
         # A loaded model that is built can restore its optimizer. A subclass may have more to build than the base.
         self.built = base.built and not self._has_own("call", "build")
@@ -170,15 +172,14 @@ class RDropModel(PreprocessingModel):
         is_schedule = isinstance(alpha, LearningRateSchedule)
         is_valid = is_schedule or (is_finite(alpha) and alpha >= 0)
         check("alpha", alpha, is_valid, "a finite float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`")
-        is_traced = getattr(self, "train_function", None) is not None
+        is_traced = self.train_function is not None
         if is_traced and (is_schedule or isinstance(self._alpha, LearningRateSchedule)):
             raise ValueError(
                 "Expected `alpha` to change from one float to another: a schedule is part of the compiled step. "
                 f"Call `compile` before you set it. Received: alpha={alpha!r} after alpha={self._alpha!r}"
             )
         self._alpha = alpha if is_schedule else float(alpha)
-        if not is_schedule:
-            self.divergence_tracker.set_alpha(self, self._alpha)
+        self._store_alpha()
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, *args: Any, **kwargs: Any
@@ -238,7 +239,7 @@ class RDropModel(PreprocessingModel):
     @overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
         self._check_class_weight(arguments.get("class_weight"))
-        if self._is_prepared and any(map(randomness.may_be_random, self._training_graph.shared)):
+        if self._training_graph is not None and any(map(randomness.may_be_random, self._training_graph.shared)):
             self.train_function = None  # the rate of a shared layer was 0 before
         callbacks = [*tree.flatten(arguments.pop("callbacks", None) or []), _CheckDivergence()]
         return super().fit(callbacks=callbacks, **arguments)
@@ -249,28 +250,27 @@ class RDropModel(PreprocessingModel):
         return super().train_on_batch(**arguments)
 
     def make_train_function(self, force: bool = False) -> Any:
+        if self.train_function is not None and not force:
+            return self.train_function
         # Since the last time, the base may have been built or its dropout rates may have changed.
-        is_new = self.train_function is None or force
-        if is_new:
-            self._is_prepared = False
-            if not is_unbuilt_sequential(self.base):
-                self._prepare()
-        train_function = super().make_train_function(force)
-        if is_new:
-            randomness.offset_replica_seeds(self)
-            if keras.backend.backend() == "jax":
-                self.train_function = keep_variables_on_error(self, self.train_function)
-        return train_function
+        self._training_graph = None
+        if not is_unbuilt_sequential(self.base):
+            self._prepare()
+        super().make_train_function(force)
+        randomness.offset_replica_seeds(self)
+        if keras.backend.backend() == "jax":
+            self.train_function = keep_variables_on_error(self, self.train_function)
+        return self.train_function
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> TrainingGraph:
         """Finds the training graph, and checks the base."""
-        self._training_graph = self._find_training_graph()
-        if self.fuse_head and self._training_graph.last_layer is None:
-            found = f"fuse_head=True and base={self.base!r}, but {self._training_graph.reason}"
+        graph = self._find_training_graph()
+        if self.fuse_head and graph.last_layer is None:
+            found = f"fuse_head=True and base={self.base!r}, but {graph.reason}"
             expected = "Expected a `base` whose last layer can be computed with the loss, or fuse_head=False"
             raise ValueError(f"{expected}. Received: {found}.")
         self._refuse_paired_rows()
-        if not any(metric is self.divergence_tracker for metric in self.metrics):
+        if self.divergence_tracker not in self.metrics:
             raise ValueError(
                 "Expected `metrics` of a subclass to include those of `super().metrics`, which hold the divergence and "
                 f"`alpha`. Received: metrics={self.metrics} of {self!r}"
@@ -282,21 +282,21 @@ class RDropModel(PreprocessingModel):
         self._no_effect_warning_is_due = any(leaf is not None for leaf in tree.flatten(self.divergence))
         if not has_own_call and not randomness.may_be_random(self.base):
             self._warn_of_no_effect(f"No layer of base='{self.base.name}' is random in training")
-        self._is_prepared = True
+        self._training_graph = graph
+        return graph
 
     def train_step(self, *args: Any) -> Any:
         # TensorFlow and PyTorch pass (data), JAX passes (state, data).
         *state, data = args
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_same_rows(x=x, y=y, sample_weight=sample_weight)
-        if not self._is_prepared:  # on TensorFlow, Keras builds models in their first step
-            if is_unbuilt_sequential(self.base) and not tree.is_nested(x):
-                self.base.build((None, *x.shape[1:]))
-            self._prepare()
-        layout = self._layout.for_batch(x)
+        if is_unbuilt_sequential(self.base) and not tree.is_nested(x):
+            self.base.build((None, *x.shape[1:]))  # on TensorFlow, Keras builds models in their first step
+        graph = self._training_graph or self._prepare()
+        layout = PassLayout(self.passes, self.fraction, count_rows(x))
         x, y, sample_weight = require_rows((x, y, sample_weight), layout.rows)
         y, sample_weight = tree.map_structure(layout.widen, (y, sample_weight))  # the training graph repeats x
-        with self._current.set(Step(self._alpha_at_iteration(*state), layout, self._training_graph.last_layer)):
+        with self._current.set(Step(self._alpha_at_iteration(*state), layout, graph.last_layer)):
             results = super().train_step(*state, (x, y, sample_weight))
             if not self._adds_divergence:
                 raise RuntimeError(
@@ -308,14 +308,15 @@ class RDropModel(PreprocessingModel):
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if not training:
             return self.base(inputs, training=training, **kwargs)
-        if self._current.step is None:
+        graph = self._training_graph
+        if self._current.step is None or graph is None:
             raise RuntimeError(
                 "Expected `RDropModel` to be called with training=True only by its own `fit` or `train_on_batch`. "
                 "Received: training=True in another call, which would train without R-Drop. To use it in another "
                 "model, wrap that model instead. In a `train_step` of your own, call `super().train_step`. For one "
                 "random pass, call `model.base(x, training=True)`."
             )
-        return self._training_graph(inputs, training=training, **kwargs)
+        return graph(inputs, training=training, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -476,16 +477,15 @@ class RDropModel(PreprocessingModel):
         if shares_optimizer:
             # Keras saves its state once, as that of the base. With `mixed_float16`, each model has its own loss scale.
             inner = inner_optimizer(self)
-            is_shared = inner is self.optimizer
-            self.base.optimizer = inner if is_shared else keras.optimizers.LossScaleOptimizer(inner)
+            is_wrapped = inner is not self.optimizer
+            self.base.optimizer = keras.optimizers.LossScaleOptimizer(inner) if is_wrapped else inner
             self.base.optimizer.build(self.trainable_variables)
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
     def set_state_tree(self, state_tree: Any) -> None:
         super().set_state_tree(state_tree)
-        if not isinstance(self._alpha, LearningRateSchedule):  # it holds the variables of metrics, with another alpha
-            self.divergence_tracker.set_alpha(self, self._alpha)
+        self._store_alpha()  # the state holds the variables of metrics, one of them another alpha
 
     def describe_passes(self) -> str:
         """Describes which layers run once per row and which once per pass: see `share_prefix`.
@@ -541,7 +541,14 @@ class RDropModel(PreprocessingModel):
             )
 
     def _find_training_graph(self) -> TrainingGraph:
-        return find_training_graph(self.base, self._layout, self.share_prefix, self.fuse_head)
+        return find_training_graph(self.base, PassLayout(self.passes, self.fraction), self.share_prefix, self.fuse_head)
+
+    def _store_alpha(self) -> None:
+        """Writes a float `alpha` to the variable that the steps read. They call a schedule themselves."""
+        if not isinstance(self._alpha, LearningRateSchedule):
+            if hasattr(self, "jax_state_sync"):  # during an epoch on JAX, the variables of a model are out of date
+                self.jax_state_sync()
+            self.divergence_tracker.alpha.assign(self._alpha)
 
     def _alpha_at_iteration(self, state: Any = None) -> Tensor:
         if state is not None:
@@ -626,14 +633,3 @@ class _DivergenceTracker(keras.metrics.Metric):
 
     def result(self) -> Tensor:
         return ops.divide_no_nan(self.sums[0], self.sums[1])
-
-    def set_alpha(self, model: keras.Model, alpha: float) -> None:
-        if hasattr(model, "jax_state_sync"):  # during an epoch on JAX, the variables of a model are out of date
-            model.jax_state_sync()
-        self.alpha.assign(alpha)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves nothing: alpha is in the configuration of the model, and an epoch starts with an empty mean."""
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads nothing, because nothing was saved."""

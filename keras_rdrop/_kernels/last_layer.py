@@ -34,7 +34,9 @@ class LastLayer:
         layer: A `keras.layers.Dense` without activation, or a `keras.layers.ReversibleEmbedding` called in reverse.
 
     Attributes:
-        is_dense: Whether it is a `Dense`, which gives its logits the Keras mask of the features. The other does not.
+        layer: The layer.
+        is_dense: Whether it is a `Dense`, which gives its logits the Keras mask of the features. A
+            `ReversibleEmbedding` does not.
         classes: Number of logits per element.
     """
 
@@ -109,15 +111,15 @@ class LastLayer:
 
         @ops.custom_gradient
         def terms(features: Tensor, *layer_weights: Tensor) -> tuple[Tensor, Any]:
-            def body(index: Any, totals: list[Tensor]) -> list[Tensor]:
-                features_gradient, *sums = totals
+            def body(index: Any, carried: list[Tensor]) -> list[Tensor]:
+                features_gradient, *totals = carried
                 chunk = [features[index], *(ops.expand_dims(array[index], -1) for array in (targets, *weights))]
-                part, *sums = _add_chunk(sums, layer_weights, label_smoothing, scale, *chunk)
-                return [ops.slice_update(features_gradient, (index, 0, 0, 0), ops.expand_dims(part, 0)), *sums]
+                part, *totals = _add_chunk(totals, layer_weights, label_smoothing, scale, *chunk)
+                return [ops.slice_update(features_gradient, (index, 0, 0, 0), ops.expand_dims(part, 0)), *totals]
 
-            totals = [ops.zeros_like(features)]
-            totals += [ops.zeros(shape, totals_dtype) for shape in ((2,), *(weight.shape for weight in layer_weights))]
-            features_gradient, sums, *gradients = ops.fori_loop(0, -(-used_rows // size), body, totals)
+            carried = [ops.zeros_like(features)]
+            carried += [ops.zeros(shape, totals_dtype) for shape in ((2,), *(weight.shape for weight in layer_weights))]
+            features_gradient, sums, *gradients = ops.fori_loop(0, -(-used_rows // size), body, carried)
             gradients = [features_gradient, *gradients]
 
             def gradient(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, ...]:
@@ -141,7 +143,7 @@ class LastLayer:
 
 
 def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor:
-    """Returns the number of rows, each with all its passes, of chunks of nearly equal size."""
+    """Returns the number of rows of chunks of nearly equal size. Each position of the targets is a row."""
     chunk, max_rows = (_CHUNK_CPU, _MAX_ROWS_CPU) if on_cpu else (_CHUNK_GPU, _MAX_ROWS_GPU)
     max_rows = max(1, min(max_rows, chunk // (4 * targets.shape[1] * classes)))
     shape = ops.shape(targets)
@@ -157,6 +159,8 @@ def _rows_per_chunk(targets: Tensor, classes: int, on_cpu: bool) -> int | Tensor
 
 def _order_of_rows(weights: list[Tensor]) -> tuple[Tensor | None, int | Tensor]:
     """Orders the rows so that those of weight 0, such as padding, are the last: chunks of them need no work.
+
+    Each position of the weights is a row.
 
     Args:
         weights: The weights of both terms, of shape `(rows, passes, ...)`.

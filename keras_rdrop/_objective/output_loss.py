@@ -66,8 +66,8 @@ class OutputLoss(Loss):
         # Every loss accepts the target 0. A loss that ignores it would also leave these elements out of its mean.
         labels = ops.where(is_labelled, y_true, 1 if self.terms.ignore_class == 0 else 0)
         weights = ops.cast(is_labelled if axis is None else ops.squeeze(is_labelled, axis=axis), "float32")
-        is_by_row = self.terms.is_by_row(batch.y_pred)
-        if not is_by_row and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
+        combines_rows = not self.terms.is_by_row(batch.y_pred)
+        if combines_rows and rank_of_values(self.loss, y_true, batch.y_pred) != len(weights.shape):
             raise ValueError(
                 "Expected a loss with one value per target, as required by `unlabelled`. A function of your own must "
                 "average over the last axis. One number per row must have the shape (rows, 1). "
@@ -108,8 +108,10 @@ class OutputLoss(Loss):
         """Raises a `ValueError` for targets, weights or a mask whose rows Keras does not align with those of the loss.
 
         Keras aligns the last axes. In a widened batch, another axis may be as long as that of the rows, and Keras then
-        raises no error. The loss is therefore called once for each set of shapes, with a number of rows that no other
-        axis has.
+        raises no error: with 4 rows of 8 tokens and 2 passes, it would take the weights of the 8 rows for those of the
+        tokens.
+        The loss is therefore called once for each set of shapes, with a number of rows that no other axis has: first
+        without the mask and the weights, then with them.
         """
         shapes = [known_shape(tensor) for tensor in (y_true, y_pred, sample_weight)]
         key = tuple((len(shape), *shape[1:]) for shape in shapes)

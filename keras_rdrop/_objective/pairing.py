@@ -14,11 +14,6 @@ from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL, _Divergence
 
 _KL = (SymmetricKL, BernoulliSymmetricKL)
-_OF_DISTRIBUTIONS = (
-    keras.losses.categorical_crossentropy,
-    keras.losses.categorical_focal_crossentropy,
-    keras.losses.kl_divergence,
-)
 _DIVERGENCE_OF_LOSS = {
     keras.losses.categorical_crossentropy: SymmetricKL,
     keras.losses.categorical_focal_crossentropy: SymmetricKL,
@@ -118,8 +113,10 @@ def supports_last_layer(output_loss: OutputLoss | None) -> bool:
 
 def takes_logits(loss: Loss) -> bool | None:
     """Whether a loss takes logits as predictions, or `None` if it is not known to take logits or probabilities."""
-    if _is_ctc(loss) or isinstance(loss, _CrossEntropy):
-        return _is_ctc(loss)
+    if _is_ctc(loss):
+        return True
+    if isinstance(loss, _CrossEntropy):
+        return False
     function = get_loss_function(loss)
     # A loss that is given as a function or by its name has no `from_logits` and takes probabilities.
     return loss.get_config().get("from_logits", False if _DIVERGENCE_OF_LOSS.get(function) in _KL else None)
@@ -127,7 +124,9 @@ def takes_logits(loss: Loss) -> bool | None:
 
 def takes_distributions(loss: Loss) -> bool:
     """Whether the targets of a loss are distributions over classes, such as one-hot vectors."""
-    return get_loss_function(loss) in _OF_DISTRIBUTIONS
+    function = get_loss_function(loss)
+    is_sparse = function is keras.losses.sparse_categorical_crossentropy
+    return _DIVERGENCE_OF_LOSS.get(function) is SymmetricKL and not is_sparse
 
 
 def _per_loss(name: str, value: Any, loss: Any) -> Any:
@@ -180,7 +179,7 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         return None
     if isinstance(identifier, Loss):
         _check_from_logits(identifier, loss)
-        is_over_last_axis = isinstance(identifier, SymmetricKL) and identifier.get_config()["axis"] == -1
+        is_over_last_axis = isinstance(identifier, SymmetricKL) and identifier.options["axis"] == -1
         if isinstance(loss, SparseCategoricalCrossentropy) and is_over_last_axis:
             _check_last_axis(loss)
         return identifier

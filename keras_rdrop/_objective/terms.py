@@ -101,7 +101,7 @@ class SeparateTerms:
         y_pred = ops.cast(repeated, self.divergence_reduction.dtype)
         if len(y_pred.shape) == 1:
             y_pred = ops.expand_dims(y_pred, -1)
-        values = layout.fill_with_zeros(layout.spread(_compare(self.divergence, layout.split(y_pred))))
+        values = layout.pad_single_rows(layout.repeat_all(_compare(self.divergence, layout.split(y_pred))))
         values = self._match_axes(values, batch)
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
         # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
@@ -203,7 +203,7 @@ class JointTerms(SeparateTerms):
             return layout.mean_over_passes(value, reduction)
 
         loss = reduce(self.loss_reduction, ops.multiply(cross_entropy, label_weight), batch.loss_sample_weight)
-        divergence = layout.only_repeated(divergence)
+        divergence = layout.zero_single_rows(divergence)
         return loss, reduce(self.divergence_reduction, divergence, batch.divergence_sample_weight)
 
     def _from_features(self, step: Step, last_layer: LastLayer, batch: OutputBatch) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ class JointTerms(SeparateTerms):
             return layout.merge(layout.mean_over_passes(weights, reduction))
 
         loss_weights = ops.multiply(weigh(self.loss_reduction, batch.loss_sample_weight), label_weight)
-        divergence_weights = layout.only_repeated(weigh(self.divergence_reduction, batch.divergence_sample_weight))
+        divergence_weights = layout.zero_single_rows(weigh(self.divergence_reduction, batch.divergence_sample_weight))
         # The factor of the divergence in the total, relative to the loss: the gradient of the kernel depends on it. It
         # must equal the factor of `OutputLoss.__call__` and `RDropModel.compute_loss`, without `loss_weights`, which
         # scales both terms.
@@ -238,7 +238,7 @@ class JointTerms(SeparateTerms):
 
 
 def _compare(divergence: Loss, y_preds: Sequence[Tensor]) -> Tensor:
-    """Returns the divergence of each row, averaged over all ordered pairs of predictions."""
+    """Returns the divergence of each element, averaged over all ordered pairs of predictions."""
     # A divergence of this library compares any number of predictions at once. A subclass may have its own `call`.
     if isinstance(divergence, _Divergence) and type(divergence).call is _Divergence.call:
         values = divergence.compare(*y_preds)

@@ -7,7 +7,6 @@ repeated at its inputs.
 
 import collections
 import dataclasses
-import functools
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,7 +68,7 @@ def find_training_graph(
         # The base got its settings of rematerialization, and gave its warnings, when it was built.
         with keras.RematScope(mode=None), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _training_graph(base, layout, share_prefix, fuse_head)
+            return _rebuild(base, layout, share_prefix, fuse_head)
     except Exception as error:  # user-defined layers are called again, and may not accept this batch size
         is_known = isinstance(error, _NoTrainingGraph)
         reason = str(error) if is_known else f"its layers cannot be called again ({type(error).__name__}: {error})"
@@ -79,40 +78,11 @@ def find_training_graph(
         return TrainingGraph(layout, base, reason)
 
 
-def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
-    """Whether the outputs pair the rows of the batch with each other, as an in-batch softmax does.
-
-    Args:
-        base: The base.
-        inputs: A batch.
-        outputs: The predictions that the loss gets. Only their shapes are read.
-    """
-
-    def shapes(rows: int) -> list[Any]:
-        def repeat_first(tensor: Tensor) -> Tensor:
-            first = ops.reshape(tensor[:1], (1, *tensor.shape[1:]))  # a static batch size on TensorFlow
-            return ops.concatenate([first] * rows, axis=0)
-
-        # In a scope, the call changes no seeds and adds no losses.
-        with keras.StatelessScope(state_mapping=[(variable, variable.value) for variable in base.variables]):
-            predictions = base(tree.map_structure(repeat_first, inputs), training=False)
-        return [prediction.shape[1:] for prediction in tree.flatten(predictions)]
-
-    flat = [output for output in tree.flatten(outputs) if output is not None]
-    # Only an axis of unknown size, or as long as the batch, can hold the other rows.
-    if not any(size in (None, output.shape[0]) for output in flat for size in output.shape[1:]):
-        return False
-    try:
-        return shapes(1) != shapes(2)
-    except Exception:  # a user-defined base may not accept batches of these sizes
-        return False
-
-
 class _NoTrainingGraph(Exception):
     """A base has no training graph. The message gives the reason."""
 
 
-def _training_graph(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_head: bool) -> TrainingGraph:
+def _rebuild(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_head: bool) -> TrainingGraph:
     if not share_prefix and not fuse_head:
         raise _NoTrainingGraph("share_prefix=False")
     if not _is_functional(base):
@@ -148,14 +118,7 @@ def _is_functional(model: Any) -> bool:
         return False
     methods = type(model).__call__, type(model).compute_mask
     is_known = all(package_of(method) in randomness.KNOWN_PACKAGES for method in methods)
-    return is_known and type(model).call in (_functional_class().call, keras.Sequential.call)
-
-
-@functools.cache
-def _functional_class() -> Any:
-    """Returns the class of Functional models, which is not public."""
-    inputs = keras.Input((1,))
-    return type(keras.Model(inputs, inputs))
+    return is_known and package_of(type(model).call) == "keras"
 
 
 def _as_functional(base: keras.Model) -> keras.Model:
@@ -235,27 +198,23 @@ class _GraphRebuilder:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
         arguments = tree.flatten((args, kwargs))
         tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
-        has_mask = any(mask is not None for mask in tree.flatten(kwargs.get("mask")))  # a dict of `None` for a dict
-        masked = [tensor for tensor in tensors if has_mask or tensor in self._masks.may_be_masked]
-        changes_masks = bool(masked) and (_removes_masks(layer) or (has_mask and _is_functional(layer)))
-        if changes_masks:
-            self._masks.add_change(layer, masked)
-        if any(map(self._is_widened, tensors)):
-            read_as = self._with_all_passes
+        is_masked, changes_masks = self._masks.add_call(layer, tensors, kwargs.get("mask"))
+        if any(self._widened.get(tensor) is tensor for tensor in tensors):
+            read_as = self._with_all_passes  # a layer after the first random one
         elif self.share_prefix and not randomness.may_be_random(layer, arguments):
-            read_as = _itself
+            read_as = _itself  # a layer before it
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-        elif _is_functional(layer) and not changes_masks:  # layers in it may run once per row
-            read_as = self._input_of_a_model
+        elif _is_functional(layer) and not changes_masks:
+            read_as = self._input_of_a_model  # a model that holds it, and perhaps layers before it
             layer = self.rebuild(layer)
         else:
-            read_as = self._with_all_passes
+            read_as = self._with_all_passes  # the first random layer itself
             self.frontier[layer.name] = None
         args, kwargs = self._replace((args, kwargs), read_as)
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
         output_tensors = [output for output in tree.flatten(outputs) if output is not None]
-        if masked or _may_set_masks(layer):
+        if is_masked or _may_set_masks(layer):
             self._masks.may_be_masked.update(output_tensors)
         if read_as is not _itself:
             self._widened.update((tensor, tensor) for tensor in output_tensors)
@@ -279,9 +238,6 @@ class _GraphRebuilder:
         if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
             raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")
 
-    def _is_widened(self, tensor: keras.KerasTensor) -> bool:
-        return self._widened.get(tensor) is tensor
-
     def _input_of_a_model(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
         """Returns a tensor for a nested model, which repeats the rows itself.
 
@@ -292,10 +248,8 @@ class _GraphRebuilder:
         return keras.layers.Identity(autocast=False)(tensor)
 
     def _with_all_passes(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
-        if self._is_widened(tensor):
-            return tensor
-        self._check_rows(tensor)
         if tensor not in self._widened:
+            self._check_rows(tensor)
             # One layer for all tensors would change the order in which Keras calls the layers before it.
             widened = MapWithMask(self.layout.widen)(tensor)
             self._widened[tensor] = self._widened[widened] = widened
@@ -318,10 +272,19 @@ class _MaskRecord:
         # The tensors that are read in the place of each tensor: itself, or copies of it.
         self.read_as: dict[keras.KerasTensor, set[keras.KerasTensor]] = collections.defaultdict(set)
 
-    def add_change(self, layer: Any, tensors: Sequence[keras.KerasTensor]) -> None:
-        """Records that a layer changes the masks of tensors."""
-        self.may_be_masked.update(tensors)
-        self._changed_by = dict.fromkeys(tensors, layer) | self._changed_by
+    def add_call(self, layer: Any, tensors: Sequence[keras.KerasTensor], mask: Any) -> tuple[bool, bool]:
+        """Records the call of a layer.
+
+        Returns:
+            Whether its inputs may have masks, and whether it changes them.
+        """
+        has_mask = any(leaf is not None for leaf in tree.flatten(mask))  # a dict of `None` for a dict
+        masked = [tensor for tensor in tensors if has_mask or tensor in self.may_be_masked]
+        changes_masks = bool(masked) and (_removes_masks(layer) or (has_mask and _is_functional(layer)))
+        if changes_masks:
+            self.may_be_masked.update(masked)
+            self._changed_by = dict.fromkeys(masked, layer) | self._changed_by
+        return bool(masked), changes_masks
 
     def check(self) -> None:
         """Raises `_NoTrainingGraph` if a layer would not get the mask that it has in the base."""

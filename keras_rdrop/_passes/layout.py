@@ -17,27 +17,24 @@ class PassLayout:
 
     A batch that is sharded over devices therefore needs no communication.
 
-    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows. A
-    batch can then have three sizes, of which the last two are equal without a fraction:
+    With a fraction, only the first rows of the batch are repeated: `x0, x0, x1, x1, x2, x3` for half of four rows. The
+    others are single rows, which go through one pass. A batch can then have three sizes, of which the last two are
+    equal without a fraction:
 
     - `rows`: the batch as the user gave it.
     - `widened rows`: each row as often as it goes through the base.
-    - `rows * passes`: each row `passes` times. `complete` repeats the rows of one pass too, because the losses and
-      metrics of Keras give every row the same weight.
+    - `rows * passes`: each row `passes` times. `complete` repeats the single rows too, because the losses and metrics
+      of Keras give every row the same weight.
 
     Attributes:
         passes: Number of passes.
-        fraction: Fraction of the rows that go through all passes. The other rows go through one.
-        rows: Number of rows of the batch, before they are repeated. `for_batch` sets it.
+        fraction: Fraction of the rows that go through all passes.
+        rows: Number of rows of the batch, before they are repeated. The training graph does not need it.
     """
 
     passes: int
     fraction: float = 1.0
     rows: int | Tensor = 0
-
-    def for_batch(self, x: Any) -> "PassLayout":
-        """Returns the layout of one batch, given its inputs."""
-        return dataclasses.replace(self, rows=count_rows(x))
 
     def widen(self, tensor: Tensor) -> Tensor:
         """Repeats the rows that go through all passes.
@@ -52,22 +49,22 @@ class PassLayout:
             ValueError: If only a fraction of the rows is repeated and the tensor is not dense.
         """
         if self.fraction == 1.0 or _is_scalar_or_none(tensor):
-            return self.spread(tensor)
+            return self.repeat_all(tensor)
         if is_ragged(tensor) or not hasattr(tensor, "__getitem__"):
             received = f"fraction={self.fraction} and data of type {type(tensor)}"
             raise ValueError(f"Expected dense data, because `fraction` is below 1. Received: {received}")
         repeated = self.repeated_rows(ops.shape(tensor)[0])
-        return ops.concatenate([self.spread(tensor[:repeated]), tensor[repeated:]], axis=0)
+        return ops.concatenate([self.repeat_all(tensor[:repeated]), tensor[repeated:]], axis=0)
 
     def complete(self, tensor: Tensor) -> Tensor:
-        """Repeats the rows that went through one pass: `(widened rows, ...)` to `(rows * passes, ...)`.
+        """Repeats the single rows: `(widened rows, ...)` to `(rows * passes, ...)`.
 
         It does the same to the Keras mask.
         """
         if self.fraction == 1.0 or _is_scalar_or_none(tensor):
             return tensor
         start = self._start
-        return map_with_mask(lambda t: ops.concatenate([t[:start], self.spread(t[start:])], axis=0), tensor)
+        return map_with_mask(lambda t: ops.concatenate([t[:start], self.repeat_all(t[start:])], axis=0), tensor)
 
     def merge(self, weights: Tensor) -> Tensor:
         """Adds up the weights of the copies that `complete` made: `(rows * passes, ...)` to `(widened rows, ...)`."""
@@ -76,8 +73,8 @@ class PassLayout:
         single = ops.sum(self.group(weights[self._start :]), axis=1)
         return ops.concatenate([weights[: self._start], single], axis=0)
 
-    def only_repeated(self, values: Tensor) -> Tensor:
-        """Sets the values of rows that went through one pass to 0, in a widened batch."""
+    def zero_single_rows(self, values: Tensor) -> Tensor:
+        """Sets the values of the single rows of a widened batch to 0."""
         if self.fraction == 1.0:
             return values
         return ops.concatenate([values[: self._start], ops.zeros_like(values[self._start :])], axis=0)
@@ -86,14 +83,14 @@ class PassLayout:
         """Returns the rows of a widened batch that went through all passes."""
         return tensor if self.fraction == 1.0 else tensor[: self._start]
 
-    def fill_with_zeros(self, values: Tensor) -> Tensor:
-        """Adds zeros for the rows that went through one pass, to values of all others: `(rows * passes, ...)`."""
+    def pad_single_rows(self, values: Tensor) -> Tensor:
+        """Adds zeros for the single rows to the values of all others: `(rows * passes, ...)`."""
         if self.fraction == 1.0:
             return values
         missing = self.rows * self.passes - self._start
         return ops.pad(values, [[0, missing], *([[0, 0]] * (len(values.shape) - 1))])
 
-    def spread(self, tensor: Tensor) -> Tensor:
+    def repeat_all(self, tensor: Tensor) -> Tensor:
         """Repeats each row `passes` times: `(rows, ...)` to `(rows * passes, ...)`."""
         if _is_scalar_or_none(tensor):
             return tensor
@@ -107,7 +104,8 @@ class PassLayout:
     def group(self, tensor: Tensor) -> Tensor:
         """Gives the passes their own axis: `(rows * passes, ...)` to `(rows, passes, ...)`.
 
-        With a fraction, the rows that went through one pass are grouped with each other, and zeros fill the last group.
+        With a fraction, single rows are grouped with each other, and zeros fill the last group. Their loss does not
+        depend on the group, and `zero_single_rows` removes their divergence.
         """
         missing = -ops.shape(tensor)[0] % self.passes if self.fraction < 1.0 else 0
         if not isinstance(missing, int) or missing:  # padding copies the tensor, which may be logits
@@ -138,7 +136,7 @@ class PassLayout:
     def divergence_scale(self) -> float | Tensor:
         """Returns the factor that turns the mean over all rows into the mean over the repeated rows.
 
-        Rows that go through one pass add 0 to the divergence.
+        Single rows add 0 to the divergence.
         """
         if self.fraction == 1.0:
             return 1.0
@@ -156,7 +154,7 @@ class PassLayout:
 
     @property
     def _start(self) -> Any:
-        """The first row of a widened batch that goes through one pass."""
+        """The index of the first single row in a widened batch."""
         return self.passes * self._repeated
 
 

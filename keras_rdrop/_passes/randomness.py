@@ -1,4 +1,7 @@
-"""Finds the layers of a model that draw random numbers. Only these layers make the passes differ."""
+"""Finds the layers of a model that draw random numbers, and gives each replica seeds of its own.
+
+Only random layers make the passes differ.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -19,7 +19,8 @@ class Step:
         layout: The layout of the passes in the batch.
         last_layer: The last layer of the base, if it is computed together with the loss. The predictions of the step
             are then the inputs of this layer.
-        divergences: The divergence of each output, multiplied by its `loss_weights`. `OutputLoss` appends to it.
+        divergences: The divergence of each output: the mean over the repeated rows, multiplied by its `loss_weights`.
+            `OutputLoss` appends to it.
     """
 
     alpha: float | Tensor

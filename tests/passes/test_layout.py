@@ -31,7 +31,7 @@ def test_widen_repeats_the_first_rows(count, fraction, rows, rng):
 @pytest.mark.parametrize("count", [2, 3])
 def test_complete_repeats_the_remaining_rows(count, fraction, rng):
     array = ops.convert_to_tensor(rng.normal(size=(7, 3)).astype("float32"))
-    layout = PassLayout(count, fraction).for_batch(array)
+    layout = PassLayout(count, fraction, rows=7)
     actual = layout.complete(layout.widen(array))
     np.testing.assert_array_equal(as_numpy(actual), np.repeat(as_numpy(array), count, axis=0))
 
@@ -52,10 +52,10 @@ def test_merge_adds_up_the_weights_of_the_copies(count, fraction, rng):
     assert np.sum(values * merged) == pytest.approx(expected, rel=1e-5)
 
 
-def test_only_repeated_sets_the_other_rows_to_0():
+def test_zero_single_rows_sets_the_other_rows_to_0():
     values = ops.arange(1, 7)
-    np.testing.assert_array_equal(as_numpy(PassLayout(2, 0.5, rows=4).only_repeated(values)), [1, 2, 3, 4, 0, 0])
-    assert PassLayout(2, rows=3).only_repeated(values) is values
+    np.testing.assert_array_equal(as_numpy(PassLayout(2, 0.5, rows=4).zero_single_rows(values)), [1, 2, 3, 4, 0, 0])
+    assert PassLayout(2, rows=3).zero_single_rows(values) is values
 
 
 def test_vectors_are_widened(rng):
@@ -69,7 +69,7 @@ def test_vectors_are_widened(rng):
 @pytest.mark.parametrize("count", [2, 3])
 def test_group_collects_the_copies_from_spread(count, rng):
     array = rng.normal(size=(4, 2)).astype("float32")
-    groups = as_numpy(PassLayout(count).group(PassLayout(count).spread(ops.convert_to_tensor(array))))
+    groups = as_numpy(PassLayout(count).group(PassLayout(count).repeat_all(ops.convert_to_tensor(array))))
     assert groups.shape == (4, count, 2)
     for index in range(count):
         np.testing.assert_array_equal(groups[:, index], array)
@@ -78,7 +78,7 @@ def test_group_collects_the_copies_from_spread(count, rng):
 def test_split_returns_the_rows_of_each_pass(rng):
     rows = rng.normal(size=(4, 2)).astype("float32")
     layout = PassLayout(3)
-    for rows_of_pass in layout.split(layout.spread(rows)):
+    for rows_of_pass in layout.split(layout.repeat_all(rows)):
         np.testing.assert_array_equal(rows_of_pass, rows)
     first, second = PassLayout(2).split(np.array([1, 2, 3, 4]))
     np.testing.assert_array_equal(first, [1, 3])
@@ -139,8 +139,8 @@ def test_scalars_and_none_are_returned_unchanged():
     scalar = ops.convert_to_tensor(1.0)
     for fraction in (0.5, 1.0):
         passes = PassLayout(2, fraction)
-        assert passes.widen(None) is passes.spread(None) is None
-        assert passes.widen(scalar) is passes.spread(scalar) is scalar
+        assert passes.widen(None) is passes.repeat_all(None) is None
+        assert passes.widen(scalar) is passes.repeat_all(scalar) is scalar
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow has ragged tensors")

@@ -1,5 +1,6 @@
 """Prints the versions and devices that a bug report needs: `python -m keras_rdrop`."""
 
+import argparse
 import importlib
 import importlib.metadata
 import platform
@@ -26,8 +27,9 @@ def _keras_hub() -> str:
         return "not installed"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Prints one line per fact, at most 80 columns wide."""
+    argparse.ArgumentParser("python -m keras_rdrop", description=__doc__).parse_args(argv)
     backend = keras.backend.backend()
     facts = {
         "keras-rdrop": keras_rdrop.__version__,

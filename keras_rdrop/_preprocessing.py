@@ -72,7 +72,10 @@ class PreprocessingModel(keras.Model):
     @overrides(keras.Model.predict)
     def predict(self, **arguments: Any) -> Any:
         if not self._changes_predictions:
-            return self._configured_base().predict(**arguments)
+            base = self._configured_base()
+            # Callbacks get this model, which has the optimizer. Both models have the same function of a step.
+            if not arguments.get("callbacks") or base.steps_per_execution != self.steps_per_execution:
+                return base.predict(**arguments)
         if self._preprocesses():
             arguments["x"] = self._dataset((arguments["x"], None, None), arguments.pop("batch_size", None))
         return super().predict(**arguments)

@@ -241,8 +241,10 @@ class RDropModel(PreprocessingModel):
         self._check_class_weight(arguments.get("class_weight"))
         if self._training_graph is not None and any(map(randomness.may_be_random, self._training_graph.shared)):
             self.train_function = None  # the rate of a shared layer was 0 before
-        callbacks = [*tree.flatten(arguments.pop("callbacks", None) or []), _CheckDivergence()]
-        return super().fit(callbacks=callbacks, **arguments)
+        callbacks = arguments.pop("callbacks", None) or []
+        if isinstance(callbacks, keras.callbacks.CallbackList):  # nested, it would print a second progress bar
+            callbacks = callbacks.callbacks
+        return super().fit(callbacks=[*tree.flatten(callbacks), _CheckDivergence()], **arguments)
 
     @overrides(keras.Model.train_on_batch)
     def train_on_batch(self, **arguments: Any) -> Any:

@@ -2,10 +2,13 @@
 
 import functools
 import io
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import keras
+
+from keras_rdrop._arguments import check
 
 
 def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_per_epoch: int = 1) -> Any:
@@ -17,14 +20,15 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         history: The `keras.callbacks.History` that `fit` returned, its `history` dict, or a dict from names to either,
             to compare trainings.
         alpha: Optional function that maps a number of steps to alpha, such as a schedule. It gets its own panel.
-        steps_per_epoch: Integer. Number of steps per epoch, for `alpha`.
+        steps_per_epoch: Integer `>= 1`. Number of steps per epoch, for `alpha`.
 
     Returns:
         A `matplotlib.figure.Figure`, which a notebook shows.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If `history` holds no epoch.
+        ValueError: If an argument is not as described above, if `history` holds no epoch, or if it has validation for
+            some epochs only, because it does not hold which ones.
 
     Example:
 
@@ -37,17 +41,29 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("`plot_history` requires matplotlib. Install it with `pip install matplotlib`.") from error
-    is_single = isinstance(history, keras.callbacks.History) or all(isinstance(v, list) for v in history.values())
+    logs_types = (dict, keras.callbacks.History)
+    check("history", history, isinstance(history, logs_types), "a `keras.callbacks.History` or a dict")
+    check("alpha", alpha, alpha is None or callable(alpha), "a function of the number of steps, or None")
+    is_valid = isinstance(steps_per_epoch, numbers.Integral) and steps_per_epoch >= 1
+    check("steps_per_epoch", steps_per_epoch, is_valid, "a positive integer")
+    is_single = not isinstance(history, dict) or not any(isinstance(logs, logs_types) for logs in history.values())
     by_name = {"": history} if is_single else history
-    # A training may continue an earlier one, with its `initial_epoch`.
-    starts = {name: 1 + (getattr(logs, "epoch", None) or [0])[0] for name, logs in by_name.items()}
-    histories = {name: dict(getattr(logs, "history", logs)) for name, logs in by_name.items()}
-    if alpha is not None:
-        for name, logs in histories.items():
-            epochs = range(starts[name], starts[name] + len(next(iter(logs.values()), [])))
-            logs["alpha"] = [float(alpha(epoch * steps_per_epoch)) for epoch in epochs]
+    histories, epochs = {}, {}
+    for name, logs in by_name.items():
+        histories[name] = dict(getattr(logs, "history", logs))
+        start = 1 + (getattr(logs, "epoch", None) or [0])[0]  # a training may continue an earlier one
+        epochs[name] = range(start, start + max(map(len, histories[name].values()), default=0))
+        for key, values in histories[name].items():
+            if len(values) != len(epochs[name]):
+                raise ValueError(
+                    "Expected a `history` with one value per epoch. With a `validation_freq`, it does not hold the "
+                    "epochs of the validation, so leave the names that begin with 'val_' out. "
+                    f"Received: {len(values)} values of '{key}' for {len(epochs[name])} epochs"
+                )
+        if alpha is not None:
+            histories[name]["alpha"] = [float(alpha(epoch * steps_per_epoch)) for epoch in epochs[name]]
     logged = {name.removeprefix("val_") for logs in histories.values() for name in logs}
-    if not logged - {"alpha"}:
+    if not any(epochs.values()):
         raise ValueError(f"Expected a `history` of at least one epoch. Received: history={history!r}")
     first = [name for name in ("loss", "divergence", "alpha") if name in logged]
     panels = [*first, *sorted(logged - {*first, "learning_rate"})]
@@ -56,9 +72,8 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
         for index, (name, logs) in enumerate(histories.items()):
             for key, style, part in ((panel, "-", "training"), (f"val_{panel}", "--", "validation")):
                 if key in logs:
-                    epochs = range(starts[name], starts[name] + len(logs[key]))
                     label = f"{name}, {part}" if name else part
-                    axes.plot(epochs, logs[key], style, marker="o", color=f"C{index}", label=label)
+                    axes.plot(epochs[name], logs[key], style, marker="o", color=f"C{index}", label=label)
         axes.set(title=panel, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize="small")

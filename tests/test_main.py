@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import keras
+import pytest
 
 from keras_rdrop import __main__
 
@@ -28,10 +29,16 @@ def test_the_command_prints_versions_and_devices():
     assert "cpu" in printed["devices"] or ":" in printed["devices"]
 
 
+def test_an_unknown_argument_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["nope"])
+    assert "unrecognized arguments: nope" in capsys.readouterr().err
+
+
 def test_long_lines_wrap_at_80_columns(capsys, monkeypatch):
     devices = [f"gpu:{number}" for number in range(40)]
     monkeypatch.setattr(__main__, "_devices", lambda: devices)
-    __main__.main()
+    __main__.main([])
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert " ".join(facts(printed)["devices"].split()) == ", ".join(devices)
@@ -42,5 +49,5 @@ def test_without_keras_hub(capsys, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    __main__.main()
+    __main__.main([])
     assert facts(capsys.readouterr().out)["KerasHub"] == "not installed"

@@ -923,6 +923,16 @@ class TestWarnings:
         with pytest.warns(UserWarning, match="The divergence between the passes was 0"):
             model.fit(*data(rng), epochs=2, verbose=0, callbacks=callback_list([ramp]))
 
+    def test_a_callback_list_with_a_progress_bar_prints_one(self, capsys, rng):
+        model = RDropModel(dropout_classifier())
+        model.compile("sgd", sparse_ce())
+        callbacks = keras.callbacks.CallbackList(
+            [], add_history=True, add_progbar=True, model=model, epochs=2, verbose=2, steps=1
+        )
+        history = model.fit(*data(rng), batch_size=12, epochs=2, callbacks=callbacks)
+        assert capsys.readouterr().out.count("Epoch ") == 2
+        assert len(history.history["loss"]) == 2
+
     def test_dropout_that_is_off_warns_after_the_first_epoch(self, rng):
         """A custom layer calls dropout with `training=False`."""
         model = RDropModel(keras.Sequential([keras.Input((8,)), SwitchedOff(), keras.layers.Dense(CLASSES)]))

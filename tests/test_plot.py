@@ -45,6 +45,26 @@ def test_a_training_that_continues_starts_at_its_first_epoch():
     np.testing.assert_allclose(alpha.lines[0].get_ydata(), [1.0, 1.2])
 
 
+def test_validation_after_some_epochs_only_raises_an_error():
+    history = {"loss": [3.0, 2.0, 1.0, 0.5], "val_loss": [2.0, 1.0]}  # `validation_freq=2`
+    with pytest.raises(ValueError, match="one value per epoch.*Received: 2 values of 'val_loss' for 4 epochs"):
+        plot_history({"R-Drop": history})
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array])
+def test_the_values_of_a_loaded_history_may_be_tuples_or_arrays(kind):
+    assert get_line_data(plot_history({"loss": kind([2.0, 1.0])})) == {"loss": {"training": [2.0, 1.0]}}
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"history": None}, {"alpha": 1.0}, {"steps_per_epoch": 0}, {"steps_per_epoch": 2.5}]
+)
+def test_invalid_arguments_raise_an_error(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be .*Received: {name}="):
+        plot_history(**{"history": {"loss": [1.0]}, **arguments})
+
+
 def test_a_notebook_shows_the_plot():
     """Without pyplot, nothing tells the notebook how to draw a figure."""
     assert PNGFormatter()(plot_history({"loss": [2.0, 1.0]})).startswith(b"\x89PNG")
@@ -61,6 +81,8 @@ def test_several_histories_share_the_panels():
 def test_an_empty_history_or_missing_matplotlib_raises_an_error(monkeypatch):
     with pytest.raises(ValueError, match="Expected a `history` of at least one epoch. Received: history={}"):
         plot_history({})
+    with pytest.raises(ValueError, match="Expected a `history` of at least one epoch"):
+        plot_history({"loss": []}, alpha=lambda step: step)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         plot_history({"loss": [1.0]})

@@ -176,6 +176,30 @@ def test_predict_uses_the_settings_of_compile(rng):
         assert base.steps_per_execution == 2
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_callbacks_of_predict_get_this_model(is_compiled, rng):
+    """They may need its optimizer, as `SwapEMAWeights` does."""
+
+    class Doubles(keras.Sequential):
+        def predict_step(self, *args):
+            outputs = super().predict_step(*args)
+            return (2 * outputs[0], outputs[1]) if isinstance(outputs, tuple) else 2 * outputs
+
+    base = Doubles([keras.Input((3,)), keras.layers.Dropout(0.3), keras.layers.Dense(2)])
+    if is_compiled:
+        base.compile("adam")
+    model = RDropModel(base)
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9), "mse")
+    x, y = rng.normal(size=(40, 3)).astype("float32"), rng.normal(size=(40, 2))
+    for _ in range(5):  # at the end of `fit`, the averages become the weights
+        model.train_on_batch(x, y)
+    plain = model.predict(x, verbose=0)
+    swapped = model.predict(x, verbose=0, callbacks=[keras.callbacks.SwapEMAWeights()])
+    averaged = keras.ops.convert_to_numpy(base(x))  # Keras does not swap back after `predict`
+    np.testing.assert_allclose(swapped, 2 * averaged, rtol=1e-5, atol=1e-6)
+    assert np.abs(swapped - plain).max() > 1e-3
+
+
 def test_predict_keeps_the_settings_of_a_base_that_is_compiled(rng):
     base = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.3), keras.layers.Dense(2)])
     base.compile(run_eagerly=True)

@@ -89,12 +89,24 @@ def test_convert_alpha_names_the_invalid_argument():
     for classes in (1.5, "3"):
         with pytest.raises(ValueError, match=f"Expected `classes` to be a positive.*Received: classes={classes!r}"):
             convert_alpha(1.0, "bert4torch", classes=classes)
+    for alpha in (-1.0, float("nan"), "0.5", None, True):
+        with pytest.raises(ValueError, match="Expected `alpha` to be a finite float >= 0. Received: alpha="):
+            convert_alpha(alpha, "fairseq")
+    with pytest.raises(ValueError, match="Expected `source` to be one of"):
+        convert_alpha(1.0, ["fairseq"])
+    with pytest.raises(ValueError, match="Expected `batch_size` to be.*Received: batch_size=True"):
+        convert_alpha(1.0, "official-bert", batch_size=True)
     assert convert_alpha(5.0, "fairseq") == 5.0
+
+
+def test_the_recipes_cannot_be_changed():
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        RECIPES["own"] = RECIPES["cifar100"]
 
 
 def test_the_table_lists_every_recipe(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    __main__.main()
+    __main__.main([])
     printed = capsys.readouterr().out
     for name in RECIPES:
         assert name in printed
@@ -109,3 +121,9 @@ def test_the_command_runs_without_a_runtime_warning():
     completed = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "RuntimeWarning" not in completed.stderr
     assert "cifar100" in completed.stdout
+
+
+def test_an_unknown_argument_of_the_command_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["cifar10"])
+    assert "unrecognized arguments: cifar10" in capsys.readouterr().err

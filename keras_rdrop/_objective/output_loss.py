@@ -160,7 +160,7 @@ class OutputLoss(Loss):
             return
         axis, shape = self.divergence.options["axis"], tuple(y_pred.shape)
         rank = max(2, len(shape))  # with one number per row, the divergence adds an axis
-        if not all(0 < abs(index) < rank for index in tree.flatten(axis)):
+        if not all(isinstance(index, int) and 0 < abs(index) < rank for index in tree.flatten(axis)):
             raise ValueError(
                 "Expected the axis of `divergence` to be an axis of the predictions other than the first, which is "
                 f"that of the rows. Received: axis={axis} and predictions of shape {shape}"

@@ -206,7 +206,8 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         )
     if isinstance(loss, SparseCategoricalCrossentropy):
         _check_last_axis(loss)
-    kwargs = {"axis": loss.get_config().get("axis", -1), "reduction": loss.reduction}
+    axis = loss.get_config().get("axis", -1)
+    kwargs = {"axis": -1 if axis is None else axis, "reduction": loss.reduction}  # for Dice, `None` is all axes
     if requested in _KL:
         kwargs["from_logits"] = takes_logits(loss)
     return requested(**kwargs)

@@ -12,10 +12,11 @@ import dataclasses
 import importlib.resources
 import numbers
 import tomllib
+import types
 from collections.abc import Mapping
 from typing import Any
 
-from keras_rdrop._arguments import check
+from keras_rdrop._arguments import check, is_finite
 
 _DATA = tomllib.loads(importlib.resources.files(__name__).joinpath("recipes.toml").read_text("utf-8"))
 
@@ -82,7 +83,9 @@ def _recipe(shared: str | None = None, sources: Mapping[str, list[str]] | None =
     return Recipe(**values)  # type: ignore[arg-type]  # the tests check the types
 
 
-RECIPES: Mapping[str, Recipe] = {name: _recipe(**entry) for name, entry in _DATA["recipes"].items()}
+RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
+    {name: _recipe(**entry) for name, entry in _DATA["recipes"].items()}
+)
 """The recipes by name, for example `"iwslt14-de-en"` or `"glue-rte"`."""
 
 
@@ -102,7 +105,7 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     | `"bert4torch"` | bert4torch (4), which averages the KL over the classes | `1 / classes` |
 
     Args:
-        alpha: The alpha of the other codebase.
+        alpha: The alpha of the other codebase: a float `>= 0`.
         source: One of the names above.
         batch_size: Rows per batch. Required where the code sums the divergence over the rows.
         classes: Number of classes. Required for `"bert4torch"`.
@@ -111,7 +114,7 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
         The float for `RDropModel(alpha=...)`.
 
     Raises:
-        ValueError: If `source` is unknown, or if it requires an argument that is missing.
+        ValueError: If an argument is not as described above, or if `source` requires one that is missing.
 
     Example:
 
@@ -119,12 +122,13 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     16.0
     """
     units = _DATA["alpha_units"]
-    check("source", source, source in units, f"one of {list(units)}")
+    check("alpha", alpha, is_finite(alpha) and alpha >= 0, "a finite float >= 0")
+    check("source", source, source in list(units), f"one of {list(units)}")
     sizes: dict[str, Any] = {"batch_size": batch_size, "classes": classes}
     alpha = float(alpha) * units[source]["factor"]
     for name, exponent in units[source].get("exponents", {}).items():
         size = sizes[name]
-        is_valid = isinstance(size, numbers.Integral) and int(size) >= 1
+        is_valid = isinstance(size, numbers.Integral) and not isinstance(size, bool) and int(size) >= 1
         check(name, size, is_valid, f"a positive integer for source={source!r}")
         alpha *= float(size) ** exponent
     return alpha

@@ -1,5 +1,7 @@
 """Prints the recipes as a table: `python -m keras_rdrop.recipes`."""
 
+import argparse
+
 from rich.console import Console  # a dependency of Keras
 from rich.table import Table
 
@@ -16,7 +18,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else f"{value:,g}"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser("python -m keras_rdrop.recipes", description=__doc__).parse_args(argv)
     rows = []
     for name, r in RECIPES.items():
         values = (name, r.alpha, r.dropout, r.learning_rate, r.steps, r.metric, r.baseline, r.rdrop)

@@ -35,7 +35,7 @@ def test_symmetric_kl_of_one_class_raises_an_error(axis):
 
 
 @pytest.mark.parametrize("kind", [SymmetricKL, BernoulliSymmetricKL, MeanSquaredDifference])
-@pytest.mark.parametrize("axis", [0, -2, 2, -3])
+@pytest.mark.parametrize("axis", [0, -2, 2, -3, None])
 def test_an_axis_of_the_rows_or_out_of_range_raises_an_error(axis, kind):
     output_loss = output_losses("mse", kind(axis=axis), None, CurrentStep())
     with pytest.raises(ValueError, match=rf"an axis of the predictions other than.*axis={axis} and .*\(4, 3\)"):

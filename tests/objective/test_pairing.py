@@ -44,6 +44,13 @@ def test_auto_selects_the_divergence_by_the_loss(loss, expected, from_logits):
     assert divergence.get_config().get("from_logits") is from_logits
 
 
+@pytest.mark.parametrize("loss", [L.Dice(), L.Tversky()])
+def test_a_named_divergence_of_a_loss_over_all_axes_has_the_last_axis(loss):
+    divergence = output_losses(loss, "mean_squared_difference", None, CurrentStep()).divergence
+    assert loss.get_config()["axis"] is None
+    assert divergence.get_config()["axis"] == -1
+
+
 @pytest.mark.parametrize("loss", ["crossentropy", "ce"])
 def test_symmetric_kl_goes_with_a_cross_entropy_that_is_chosen_by_the_shapes(loss):
     by_name, auto = (output_losses(loss, name, None, CurrentStep()).divergence for name in ("symmetric_kl", "auto"))

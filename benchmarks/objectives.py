@@ -45,7 +45,7 @@ def objective(optimized=True, alpha=1.0, passes=2):
         raise AssertionError(f"Expected the objective to have optimized={optimized}. Received: {loss.terms}")
 
     def total(y, z):
-        step = Step(alpha, PassLayout(passes))
+        step = Step(alpha, PassLayout(passes, rows=z.shape[0] // passes))
         with current.set(step):
             return loss(y, z) + alpha / 2 * step.divergences[0]
 

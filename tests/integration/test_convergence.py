@@ -23,7 +23,7 @@ def small_data(seed):
     return splits
 
 
-def small_network(dropout):
+def small_network(dropout, _):
     inputs = keras.Input((4,))
     return keras.Model(inputs, keras.layers.Dense(CLASSES)(keras.layers.Dropout(dropout)(inputs)))
 
@@ -109,14 +109,30 @@ def test_the_deciding_arms_of_all_tasks_run_before_the_others_and_nothing_runs_t
     cells = list(plan.pending(done, [task, "second"]))
     of_deciding_arms = [cell.arm in plan.DECIDING for cell in cells]
     assert of_deciding_arms == sorted(of_deciding_arms, reverse=True)
-    assert len(set(cells)) == len(cells) == 2 * 3 * 2 * len(plan.ARMS)
+    assert len(set(cells)) == len(cells) == 2 * 3 * 2 * len(plan.arms_of(task))
     done[cells[0]] = result(cells[0], [0.0])
     assert list(plan.pending(done, [task, "second"])) == cells[1:]
 
 
+@pytest.mark.parametrize("applies", [False, True])
+def test_an_arm_runs_only_where_it_applies(task, applies, monkeypatch):
+    options = {"smooths_labels": applies, "skips_branches": applies}
+    monkeypatch.setitem(tasks.TASKS, task, dataclasses.replace(tasks.TASKS[task], **options))
+    optional = {arm for arm in plan.ARMS if "smoothing" in arm or "depth" in arm}
+    assert len(optional) == 3
+    assert set(plan.ARMS) - set(plan.arms_of(task)) == (set() if applies else optional)
+
+
 @pytest.mark.parametrize(
     ("arm", "steps"),
-    [("plain", 32), ("R-Drop", 16), ("two passes, alpha 0", 16), ("R-Drop, second half", 21), ("label smoothing", 32)],
+    [
+        ("plain", 32),
+        ("R-Drop", 16),
+        ("two passes, alpha 0", 16),
+        ("R-Drop, second half", 21),
+        ("label smoothing", 32),
+        ("R-Drop, stochastic depth", 32),
+    ],
 )
 def test_a_cell_makes_the_steps_that_its_budget_allows(task, arm, steps):
     found = run_study.train(plan.Cell(task, arm, 2, 0, plan.Setting(0.1, 0.3, 1.0)))
@@ -130,8 +146,8 @@ def test_a_cell_computes_in_the_precision_of_its_task(task, monkeypatch):
     dtypes = []
     small = tasks.TASKS[task]
 
-    def build(dropout):
-        network = small_network(dropout)
+    def build(*args):
+        network = small_network(*args)
         dtypes.append((network.layers[-1].compute_dtype, network.layers[-1].kernel.dtype))
         return network
 
@@ -203,7 +219,7 @@ def test_every_pending_cell_runs_once_and_one_that_fails_stops_no_other(task, tm
     run_study.run_pending([task], output, jobs=3, minutes=1)
     done = plan.load_results(tmp_path)
     failed = [cell for cell in ran if cell not in done]
-    assert len(ran) == len(set(ran)) == 2 * 12 + 3 * 2 * len(plan.ARMS)
+    assert len(ran) == len(set(ran)) == 2 * 12 + 3 * 2 * len(plan.arms_of(task))
     assert [(cell.arm, cell.budget, cell.seed) for cell in failed] == [("label smoothing", b, 1) for b in (1, 2, 4)]
     assert "out of memory" in capsys.readouterr().out
     run_study.run_pending([task], output, jobs=3, minutes=0)  # no time is left

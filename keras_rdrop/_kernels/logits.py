@@ -257,7 +257,8 @@ def _compiled(function: Callable[..., Any], label_smoothing: float) -> Any:
         return torch.compile(function)
     import tensorflow as tf
 
-    return tf.function(function, jit_compile=True)
+    # AutoGraph would take a second. No branch depends on a tensor.
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def _is_compiled(tensor: Tensor) -> bool:

@@ -107,7 +107,7 @@ SECTIONS = [
         "memory",
         "Peak memory of loss, divergence and gradient, divided by that of Keras's sparse cross-entropy on the same "
         "rows. The arms with Dense and `fuse_head=True` include the last layer. On JAX with bfloat16, XLA for CPUs "
-        "keeps float32 copies of its kernel.",
+        "keeps float32 copies of the kernel of that layer.",
         {"R-Drop": 1.0, "Dense, R-Drop": 1.0, "fuse_head=True": 0.3},
     ),
     Section(

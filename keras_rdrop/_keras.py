@@ -1,6 +1,6 @@
 """What Keras does not offer, built with its public API.
 
-This is a signature for an override, the dtype of a loss, the device of a tensor, masks that can be read and set, a
+It has a signature for overrides, the dtype of a loss, the device of a tensor, masks that can be read and set, a
 reduction of values that exist already, the function of a loss, and variables that survive an error on JAX.
 """
 

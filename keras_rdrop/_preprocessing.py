@@ -73,7 +73,8 @@ class PreprocessingModel(keras.Model):
     def predict(self, **arguments: Any) -> Any:
         if not self._changes_predictions:
             base = self._configured_base()
-            # Callbacks get this model, which has the optimizer. Both models have the same function of a step.
+            # With callbacks, this model runs the compiled function of the base, so that they get this model, which has
+            # the optimizer. Both models must then run equally many batches per call of that function.
             if not arguments.get("callbacks") or base.steps_per_execution != self.steps_per_execution:
                 return base.predict(**arguments)
         if self._preprocesses():

@@ -114,7 +114,7 @@ class RDropModel(PreprocessingModel):
 
     train_function: Any
     _alpha: float | LearningRateSchedule
-    # `compile` resets these two. The first call of the loss sets the one, and each step the other.
+    # `compile` resets these two. The first call of the loss sets the first, and each step the second.
     _pairs_rows: bool | None
     _adds_divergence: bool
     # `make_train_function` resets this. `_prepare` sets it before the first step.

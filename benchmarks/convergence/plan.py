@@ -98,11 +98,13 @@ def tuned(done: dict[Cell, dict[str, Any]], task: str, arm: str) -> Setting | No
 
 
 def arms_of(task: str) -> list[str]:
-    def applies(arm: Arm) -> bool:
-        smooths_labels = not arm.label_smoothing or TASKS[task].smooths_labels
-        return smooths_labels and (not arm.stochastic_depth or TASKS[task].skips_branches)
-
-    return [name for name, arm in ARMS.items() if applies(arm)]
+    """Returns the names of the arms that apply to a task."""
+    excluded = set()
+    if not TASKS[task].smooths_labels:
+        excluded |= {name for name, arm in ARMS.items() if arm.label_smoothing}
+    if not TASKS[task].skips_branches:
+        excluded |= {name for name, arm in ARMS.items() if arm.stochastic_depth}
+    return [name for name in ARMS if name not in excluded]
 
 
 def converged_at(done: dict[Cell, dict[str, Any]], task: str, arm: str) -> int | None:

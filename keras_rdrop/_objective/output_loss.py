@@ -109,9 +109,8 @@ class OutputLoss(Loss):
 
         Keras aligns the last axes. In a widened batch, another axis may be as long as that of the rows, and Keras then
         raises no error: with 4 rows of 8 tokens and 2 passes, it would take the weights of the 8 rows for those of the
-        tokens.
-        The loss is therefore called once for each set of shapes, with a number of rows that no other axis has: first
-        without the mask and the weights, then with them.
+        tokens. For each new set of shapes, the loss is therefore called with a number of rows that no other axis has:
+        first without the mask and the weights, then with them.
         """
         shapes = [known_shape(tensor) for tensor in (y_true, y_pred, sample_weight)]
         key = tuple((len(shape), *shape[1:]) for shape in shapes)

@@ -200,6 +200,18 @@ def test_callbacks_of_predict_get_this_model(is_compiled, rng):
     assert np.abs(swapped - plain).max() > 1e-3
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras runs one step at a time there")
+@pytest.mark.parametrize(("steps_of_base", "steps"), [(1, 2), (2, 1)])
+def test_predict_with_callbacks_and_other_steps_per_execution_than_the_base(steps_of_base, steps, rng):
+    base = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.3), keras.layers.Dense(2)])
+    base.compile(steps_per_execution=steps_of_base)
+    model = RDropModel(base)
+    model.compile("sgd", "mse", steps_per_execution=steps)
+    x = rng.normal(size=(12, 3)).astype("float32")
+    predicted = model.predict(x, batch_size=3, verbose=0, callbacks=[keras.callbacks.Callback()])
+    np.testing.assert_allclose(predicted, keras.ops.convert_to_numpy(base(x)), rtol=1e-5, atol=1e-6)
+
+
 def test_predict_keeps_the_settings_of_a_base_that_is_compiled(rng):
     base = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.3), keras.layers.Dense(2)])
     base.compile(run_eagerly=True)

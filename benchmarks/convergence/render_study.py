@@ -36,6 +36,10 @@ Lines are means over the seeds, and bands one standard deviation. A dotted line 
 converged. A row pass is one forward and backward pass of one row. R-Drop makes half as many updates as plain training
 with the same row passes.
 
+## By task
+
+{summaries}
+
 ## Does R-Drop give a better model?
 
 Each arm is shown at the budget with its best validation score, whatever the cost. The first score of a task decides.
@@ -202,10 +206,10 @@ def listed(names, last_comma=""):
 
 
 def answer(tasks):
-    """Says whether R-Drop gives a better model, and summarizes each task."""
-    found = {f'"{results.name}"': results.compare_best("R-Drop").verdict for results in tasks if results.has_converged}
-    better = [name for name in found if found[name] == "better"]
-    others = [name for name in found if name not in better]
+    """Says where R-Drop gives a better model, at which budgets, and how it compares with the other arms."""
+    found = verdicts_at_best(tasks, "R-Drop", "plain")
+    better = found.pop("better", [])
+    others = list(itertools.chain(*found.values()))
     if better:
         rest = f", and no better one on {listed(others)}" if others else ""
         first = f"At convergence, R-Drop gave a better model on {listed(better)}{rest}."
@@ -213,9 +217,51 @@ def answer(tasks):
         first = "R-Drop gave no better model at convergence."
     else:
         first = "No task has converged yet."
+    comparisons = [("R-Drop", arm, baseline.name) for arm, baseline in BASELINES.items()]
+    comparisons += [(arm, "plain", "plain training") for arm in CHEAP]
+    bullets = [at_equal_compute(tasks)]
+    for arm, baseline, name in comparisons:
+        if found := verdicts_at_best(tasks, arm, baseline):
+            parts = [f"{says(verdict)} on {listed(names)}" for verdict, names in found.items()]
+            bullets.append(f"Against {name}, {quoted(arm)} was {listed(parts, ',')}.")
     count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks."
-    more = "Budgets count row passes, explained below. [Four questions](should_i_use_it.md) help you decide."
-    return "\n\n".join([wrap(f"{first} {count} {more}"), "\n".join(map(summary, tasks))])
+    more = (
+        "These verdicts are by the first score of each task, such as accuracy. [All scores](#by-task) are below. "
+        "[Four questions](should_i_use_it.md) help you decide."
+    )
+    return "\n\n".join([wrap(f"{first} {count}"), "\n".join(map(bullet, bullets)), wrap(more)])
+
+
+def verdicts_at_best(tasks, arm, baseline):
+    """Compares the best budgets of two arms on the tasks that have converged, and returns the tasks of each verdict."""
+    found = {}
+    for results in tasks:
+        if results.has_converged and results.has_all_rungs(arm) and results.has_all_rungs(baseline):
+            verdict = results.compare_best(arm, baseline=baseline).verdict
+            found.setdefault(verdict, []).append(f'"{results.name}"')
+    return found
+
+
+def at_equal_compute(tasks):
+    """Says at which budgets R-Drop is better than plain training with the same row passes."""
+    better, worse = [], 0
+    for results in tasks:
+        by_verdict = verdicts(results, results.names[0])
+        if by_verdict["better"]:
+            better.append(f'{budgets(by_verdict["better"])} of "{results.name}"')
+        worse += str(results.common_rungs()[0]) in by_verdict["worse"]
+    return (
+        f"With the same row passes, R-Drop was better at {listed(better) if better else 'no budget'}, and worse at the "
+        f"smallest budget of {worse} of {len(tasks)} tasks."
+    )
+
+
+def budgets(rungs):
+    return f"budget{'s' * (len(rungs) > 1)} {listed(rungs)}"
+
+
+def bullet(text):
+    return textwrap.fill(f"- {text}", 120, subsequent_indent="  ")
 
 
 def summary(results):
@@ -234,14 +280,10 @@ def summary(results):
         sentences.append(f"The best models are not known yet: {listed(missing)} may gain from a larger budget.")
     subjects = "With the same row passes, the {} of R-Drop", "Its {}"
     for subject, name in zip(subjects, results.names, strict=False):
-        found = [
-            f"{says(verdict)} at budget{'s' * (len(rungs) > 1)} {listed(rungs)}"
-            for verdict, rungs in verdicts(results, name).items()
-            if rungs
-        ]
+        found = [f"{says(verdict)} at {budgets(rungs)}" for verdict, rungs in verdicts(results, name).items() if rungs]
         noun = f"{name} correlation" if name in ("Pearson", "Spearman") else name
         sentences.append(f"{subject.format(noun)} was {listed(found, ',')}.")
-    return textwrap.fill(" ".join([f"- **{results.name}.**", *sentences]), 120, subsequent_indent="  ")
+    return bullet(" ".join([f"**{results.name}.**", *sentences]))
 
 
 def compared_with(results, baseline):
@@ -391,7 +433,7 @@ def render(folder):
     tasks = load_tasks(folder)
     references = json.loads((folder / "reference.json").read_text())["scores"]
     parts = [
-        HEAD.format(answer=answer(tasks)),
+        HEAD.format(answer=answer(tasks), summaries="\n".join(map(summary, tasks))),
         table_of_claims(tasks),
         COMPARISONS,
         EQUAL,

@@ -75,9 +75,9 @@ def test_no_verdict_before_both_have_converged(write, plain_scores):
     found = write(plain_scores, np.full(10, 0.1))
     assert not found[0].has_converged
     assert "| not converged |" in render_study.table_of_claims(found)
-    answer = render_study.answer(found).replace("\n", " ")
-    assert answer.startswith("No task has converged yet.")
-    assert "The best models are not known yet: plain training and R-Drop may gain from a larger budget." in answer
+    assert render_study.answer(found).startswith("No task has converged yet.")
+    summary = one_line(render_study.summary(found[0]))
+    assert "The best models are not known yet: plain training and R-Drop may gain from a larger budget." in summary
     assert "| R-Drop | Pearson | **+0.1** (+0.1 to +0.1) |" in render_study.table_of_budgets(found[0])
 
 
@@ -124,7 +124,24 @@ def test_r_drop_is_compared_with_two_passes_without_the_divergence(write, monkey
         "Against two passes without the divergence, R-Drop was better by Pearson (0.600 against 0.500) and RMSE, and "
         '"plain" was not measurably different by Pearson (0.500 against 0.500) and RMSE.'
     )
-    assert sentence in one_line(render_study.answer(found))
+    assert sentence in one_line(render_study.summary(found[0]))
+
+
+def test_the_answer_compares_the_best_budgets_with_each_baseline(write, monkeypatch):
+    # The made-up results have no other arm.
+    monkeypatch.setattr(render_study, "CHEAP", ("R-Drop",))
+    monkeypatch.setattr(render_study, "BASELINES", {"plain": render_study.Baseline("a baseline", ("R-Drop",), "")})
+    monkeypatch.setitem(tasks.TASKS, "another task", tasks.TASKS[TASK])
+    better, worse = (
+        write({1: 0.5, 2: 0.5}, np.full(10, 0.1)),
+        write({1: 0.5, 2: 0.5}, np.full(10, -0.1), "another task"),
+    )
+    answer = one_line(render_study.answer(better + worse))
+    where = 'better on "text regression", and worse on "another task".'
+    assert f"- Against a baseline, R-Drop was {where} - Against plain training, R-Drop was {where}" in answer
+    equal = '- With the same row passes, R-Drop was better at budgets 1 and 2 of "text regression", and worse at the '
+    assert f"{equal}smallest budget of 1 of 2 tasks." in answer
+    assert "R-Drop was better at no budget, and worse" in one_line(render_study.answer(worse))
 
 
 def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write):
@@ -132,19 +149,19 @@ def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write):
     assert "| text regression | Pearson | 1, 2 |  |  |" in render_study.table_of_verdicts(better)
     assert "|  | RMSE |  | 1, 2 |  |" in render_study.table_of_verdicts(worse)
     assert "|  | RMSE |  |  | 1, 2 |" in render_study.table_of_verdicts(equal)
-    answer = one_line(render_study.answer(better))
     assert (
         "With the same row passes, the Pearson correlation of R-Drop was better at budgets 1 and 2. Its RMSE was better"
-        in answer
+        in one_line(render_study.summary(better[0]))
     )
 
 
 def test_each_task_is_summed_up_by_all_scores(write):
     """The scores 0.6 and 0.5 of Pearson are 0.4 and 0.5 of RMSE, where lower is better."""
-    answer = one_line(render_study.answer(write({1: 0.5, 2: 0.5}, np.full(10, 0.1))))
-    assert "was better by Pearson (0.600 against 0.500) and RMSE." in answer
-    answer = one_line(render_study.answer(write({1: 0.5, 2: 0.5}, np.linspace(-0.1, 0.1, 10))))
-    assert "was not measurably different by Pearson (0.500 against 0.500) and RMSE." in answer
+    (results,) = write({1: 0.5, 2: 0.5}, np.full(10, 0.1))
+    assert "was better by Pearson (0.600 against 0.500) and RMSE." in one_line(render_study.summary(results))
+    (results,) = write({1: 0.5, 2: 0.5}, np.linspace(-0.1, 0.1, 10))
+    sentence = "was not measurably different by Pearson (0.500 against 0.500) and RMSE."
+    assert sentence in one_line(render_study.summary(results))
 
 
 def one_line(text):

@@ -206,11 +206,19 @@ def _compiled(function):
 def peak_mebibytes(function):
     """Returns the MiB by which the memory in use grows while a function runs.
 
-    On an NVIDIA GPU this is the memory of the GPU, on PyTorch only. Otherwise it is the resident memory of this
-    process, on Linux only. It reads the high-water mark of the Linux kernel: polling could miss a short peak, and the
-    one of `getrusage` cannot be reset.
+    On TensorFlow, and on PyTorch with an NVIDIA GPU, the allocator of the backend counts this memory. Otherwise it is
+    the resident memory of this process, on Linux only. It reads the high-water mark of the Linux kernel: polling could
+    miss a short peak, and the one of `getrusage` cannot be reset.
     """
     gc.collect()
+    if keras.backend.backend() == "tensorflow":  # it keeps freed memory, which would hide later peaks
+        import tensorflow as tf
+
+        device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
+        tf.config.experimental.reset_memory_stats(device)
+        before = tf.config.experimental.get_memory_info(device)["current"]
+        function()
+        return (tf.config.experimental.get_memory_info(device)["peak"] - before) / 2**20
     if keras.backend.backend() == "torch":
         import torch
 

@@ -215,7 +215,9 @@ def _add_chunk(
     gradient = ops.reshape(gradient, (-1, classes))
     kernel_gradient = _add_product(kernel_gradient, ops.transpose(features), gradient)
     bias_gradient = [total + ops.cast(ops.sum(gradient, axis=0), total.dtype) for total in bias_gradient]
-    features_gradient = ops.reshape(ops.matmul(gradient, ops.transpose(kernel)), (-1, passes, units))
+    # In half precision, XLA for CPUs would store a transposed copy of the kernel in float32.
+    features_gradient = ops.transpose(ops.matmul(kernel, ops.transpose(gradient)))
+    features_gradient = ops.reshape(features_gradient, (-1, passes, units))
     return [features_gradient, sums, kernel_gradient, *bias_gradient]
 
 

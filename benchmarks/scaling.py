@@ -46,8 +46,9 @@ def main():
                 "arm": dimension,
                 "sizes": ", ".join(map(str, values)),
                 "seconds": ", ".join(f"{timing['seconds']:.3g}" for timing in rdrop),
-                "slope of cross-entropy": slope(values, plain),
-                "slope": slope(values, rdrop),
+                "cross-entropy": slope(values, plain),
+                "R-Drop": slope(values, rdrop),
+                "R-Drop / cross-entropy": slope(values, rdrop) / slope(values, plain),
             }
         )
     report("growth of loss, divergence and gradient, float32", rows, args)

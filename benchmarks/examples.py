@@ -1,4 +1,4 @@
-"""Renders `docs/examples.md` from the reports of the examples. Nothing there is typed by hand.
+"""Renders `docs/examples.md` from the reports of the examples. No number there is typed by hand.
 
     KERAS_BACKEND=torch python examples/translation.py --compare --output runs/translation-torch
     python benchmarks/examples.py runs/*/report.json
@@ -56,7 +56,7 @@ takes {row_passes:.0f} times the row passes, so this shows that R-Drop can train
 
 ## Learning curves
 
-The runs on PyTorch. A click on a picture enlarges it.
+The runs on PyTorch. Click a picture to enlarge it.
 
 {pictures}
 """

@@ -117,7 +117,7 @@ class PreprocessingModel(keras.Model):
             return _Rows(self.base, _as_arrays(data), batch_size or 32, shuffle)
         if data[1] is not None or data[2] is not None or batch_size is not None:
             raise ValueError(
-                "Expected no `y`, no `sample_weight` and no `batch_size` beside a dataset, which contains batches. "
+                "Expected no `y`, no `sample_weight` and no `batch_size` with a dataset, which is batched already. "
                 f"Received: x of type {type(data[0])}, y of type {type(data[1])}, sample_weight of type "
                 f"{type(data[2])}, batch_size={batch_size}"
             )

@@ -27,7 +27,8 @@ class RDrop(keras.layers.Wrapper):
     or in your own training loop. To regularize the predictions of a whole model, use `RDropModel`, which also averages
     the loss over both passes. Masked elements are excluded. Outside of training, the layer runs once. Batch
     normalization in `layer` updates its averages in both runs, and losses that `layer` adds with `add_loss` may count
-    twice. In `keras.layers.TimeDistributed`, it adds a loss for each time step: wrap that layer in `RDrop` instead.
+    twice. Inside `keras.layers.TimeDistributed`, it adds a loss for each time step. Wrap the `TimeDistributed` layer in
+    `RDrop` instead.
 
     Args:
         layer: The `keras.layers.Layer`, or model, to wrap. It must be random during training.
@@ -51,7 +52,7 @@ class RDrop(keras.layers.Wrapper):
 
     # Compare the attention maps too.
     inputs = keras.Input((8, 64))
-    dropped = keras.layers.Dropout(0.1)(inputs)  # the layer returns its scores from before its own dropout
+    dropped = keras.layers.Dropout(0.1)(inputs)  # attention scores are returned without the dropout of that layer
     outputs = keras.layers.MultiHeadAttention(4, 16)(dropped, dropped, return_attention_scores=True)
     attention = RDrop(keras.Model(inputs, outputs), divergence=["mean_squared_difference", "symmetric_kl"])
     hidden, maps = attention(hidden)

@@ -87,9 +87,10 @@ class RDropModel(PreprocessingModel):
             that the logits of a whole batch are never stored. Use it for large vocabularies. Requires a Functional or
             Sequential base with one output, from a `keras.layers.Dense` without activation or a
             `keras.layers.ReversibleEmbedding` without soft cap, not quantized, and
-            `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. Padding is left out
-            of the computation. The result is the same, but the compiled metrics, which need the logits, are computed
-            in evaluation only, and sample weights that are predicted by a model get no gradient.
+            `SparseCategoricalCrossentropy(from_logits=True)` of Keras or of `keras_rdrop.losses`. Rows of weight 0,
+            such as padding, are not computed, except under `keras.distribution`. The result is the same, but the
+            compiled metrics, which need the logits, are computed in evaluation only, and sample weights that are
+            predicted by a model get no gradient.
         name: Optional name.
 
     Raises:

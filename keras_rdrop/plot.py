@@ -27,8 +27,8 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If an argument is not as described above, if `history` holds no epoch, or if it has validation for
-            some epochs only, because it does not hold which ones.
+        ValueError: If an argument is not as described above, if `history` holds no epoch, or if only some epochs were
+            validated, because a history does not say which ones.
 
     Example:
 

@@ -24,7 +24,8 @@ class TorchDataParallel(keras.callbacks.Callback):
     and `tf.distribute` instead, and from Keras 3.16 on `keras.distribution` on PyTorch too.
 
     It reads the environment that `torchrun` sets, and starts `torch.distributed` unless it is already running: with
-    NCCL on GPUs, with gloo on CPUs. Create it before the model: each process then uses a GPU of its own.
+    NCCL on GPUs, with gloo on CPUs. Create it before the layers of the model, so that each process creates them on a
+    GPU of its own.
 
     Attributes:
         rank: Integer, the number of this process.
@@ -41,7 +42,7 @@ class TorchDataParallel(keras.callbacks.Callback):
     from keras_rdrop import TorchDataParallel
 
     parallel = TorchDataParallel()
-    model = keras_rdrop.RDropModel(base)
+    model = keras_rdrop.RDropModel(build_base())
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(*parallel.shard((x, y)), batch_size=32 // parallel.processes, callbacks=[parallel])
     if parallel.rank == 0:

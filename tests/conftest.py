@@ -26,6 +26,13 @@ def rng():
 
 
 @pytest.fixture
+def torchrun_environment(monkeypatch):
+    """Sets the variables that `torchrun` gives to a single process."""
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def kernel_for_any_size(monkeypatch):
     """Lets the small models of the tests compute loss and divergence in one kernel, as large ones do."""
     monkeypatch.setattr(terms, "MIN_LOGITS_PER_ROW", 0)

@@ -50,14 +50,14 @@ class TestRawData:
         assert [len(batch) for batch in model.base.batches[-4:]] == [4, 2, 4, 2]
 
     @pytest.mark.parametrize("argument", [{"y": LABELS}, {"sample_weight": LABELS}, {"batch_size": 2}])
-    def test_targets_or_a_batch_size_beside_a_dataset_raise_an_error(self, model, argument):
+    def test_targets_or_a_batch_size_with_a_dataset_raise_an_error(self, model, argument):
         dataset = types.SimpleNamespace(map=None)  # a dataset is what has `map`
-        expected = "Expected no `y`, no `sample_weight` and no `batch_size` beside a dataset"
+        expected = "Expected no `y`, no `sample_weight` and no `batch_size` with a dataset"
         for method in (model.fit, model.evaluate):
             with pytest.raises(ValueError, match=expected):
                 method(dataset, **argument)
 
-    def test_a_batch_size_beside_a_dataset_for_validation(self, model):
+    def test_a_batch_size_with_a_dataset_for_validation(self, model):
         import tensorflow as tf
 
         def preprocess_samples(x, y=None, sample_weight=None):

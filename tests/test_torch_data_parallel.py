@@ -17,15 +17,13 @@ def test_other_backends_raise_an_error():
 
 
 @pytest.fixture
-def parallel(monkeypatch):
+def parallel(torchrun_environment):
     if not ON_TORCH:
         pytest.skip("the class is for PyTorch")
     import torch
 
     if distributes_torch():
         pytest.skip("this Keras averages gradients itself")
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
     yield TorchDataParallel()
     torch.distributed.destroy_process_group()
 
@@ -149,7 +147,7 @@ def test_logs_of_one_process_reach_all(one_of_two, monkeypatch):
     assert logs == {"loss": 1.0, "val_loss": 2.0}
 
 
-def test_each_fit_draws_other_numbers(parallel, rng):
+def test_each_fit_draws_other_numbers(parallel):
     class FirstBatch(keras.layers.Layer):
         def call(self, inputs):
             seen.append(keras.ops.convert_to_numpy(inputs))
@@ -169,7 +167,7 @@ def test_each_fit_draws_other_numbers(parallel, rng):
 
 @pytest.mark.parametrize(("gpus", "device"), [(8, 3), (2, 1)])
 def test_each_process_uses_its_own_gpu(gpus, device, parallel, monkeypatch):
-    """With more processes than GPUs, as for processes that train on CPUs, they share them."""
+    """If there are more processes than GPUs, several processes share a GPU."""
     import torch
 
     devices = []
@@ -182,7 +180,7 @@ def test_each_process_uses_its_own_gpu(gpus, device, parallel, monkeypatch):
 
 
 def test_all_variables_are_contiguous(parallel, rng):
-    """NCCL refuses others. Keras makes some, such as tall orthogonal matrices."""
+    """NCCL accepts only contiguous tensors. Keras creates others, such as tall orthogonal matrices."""
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, kernel_initializer="orthogonal")])
     model.compile("sgd", "mse")
     weights = model.get_weights()
@@ -242,7 +240,7 @@ def test_training_starts_from_the_variables_of_process_0_with_a_seed_per_process
     assert np.any(seeds[0] != seeds[1])
 
 
-def test_different_numbers_of_steps_raise_an_error(one_of_two, rng, monkeypatch):
+def test_different_numbers_of_steps_raise_an_error(one_of_two, monkeypatch):
     def all_gather_object(objects, value):
         objects[:] = [value, value + 1]
 

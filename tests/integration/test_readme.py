@@ -78,10 +78,8 @@ def tiny_presets(monkeypatch):
 
 
 @pytest.fixture
-def one_device(monkeypatch):
+def one_device(torchrun_environment):
     """Gives the pages that distribute training one device and one process."""
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
     yield
     keras.distribution.set_distribution(None)
     if keras.backend.backend() == "torch":
@@ -143,11 +141,15 @@ def test_docstring_examples_run(name, tmp_path, monkeypatch, rng, one_device):
     assert found, "no example"
     if "TorchDataParallel" in name and not RUNS["PyTorch, before Keras 3.16"]:
         pytest.skip("not for this backend")
-    base = keras.Sequential([keras.Input((20,)), keras.layers.Dropout(0.3), keras.layers.Dense(10)])
+
+    def build_base():
+        return keras.Sequential([keras.Input((20,)), keras.layers.Dropout(0.3), keras.layers.Dense(10)])
+
+    base = build_base()
     model = RDropModel(base)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     namespace = {"keras": keras, "keras_rdrop": keras_rdrop, "np": np, "base": base, "model": model}
-    namespace |= {"x": rng.normal(size=(64, 20)), "y": rng.integers(0, 10, 64)}
+    namespace |= {"build_base": build_base, "x": rng.normal(size=(64, 20)), "y": rng.integers(0, 10, 64)}
     doctest.DebugRunner().run(doctest.DocTestParser().get_doctest(example, namespace, name, None, 0))
     for block in re.findall(r"^```python\n(.*?)^```", example, re.MULTILINE | re.DOTALL):
         exec(compile(block, name, "exec"), namespace)

@@ -25,7 +25,7 @@ INTRODUCTION = """\
 A model works if all of this holds. `fit` gives a divergence above 0. `evaluate` and `predict` equal those of the base.
 Saving and loading changes no prediction. With its dropout rates at 0, `alpha=0` gives the weights of plain training.
 Training with and without a shared prefix gives the same weights. Weights are compared with softplus in place of ReLU,
-because rounding can flip the derivative of a ReLU. A model is refused if `RDropModel` raises an error that says why.
+because rounding can flip the derivative of a ReLU. "Refused" means that `RDropModel` raises an error that says why.
 
 | family | model | TensorFlow | JAX | PyTorch |
 |---|---|---|---|---|"""
@@ -54,9 +54,6 @@ def update(results, paths):
 
 
 def _result(case, properties):
-    skipped = case.find("skipped")
-    if skipped is not None:
-        return f"fails ({skipped.get('message')})"
     if case.find("failure") is not None or case.find("error") is not None:
         return "fails"
     if "keras_cannot" in properties:
@@ -83,7 +80,7 @@ def render(results):
 def _answer(backend, cells, dates):
     counts = Counter(result.split(" (")[0] for (_, _, name), result in cells.items() if name == backend)
     trainable = sum(counts.values()) - counts["Keras itself cannot"]
-    refused = f", {counts['refused']} are refused with a reason" if counts["refused"] else ""
+    refused = f", {counts['refused']} raise an error that says why" if counts["refused"] else ""
     when = " to ".join(dict.fromkeys((min(dates), max(dates))))
     return f"- {TITLES[backend]}: {counts['works']} of the {trainable} models that Keras trains work{refused} ({when})."
 

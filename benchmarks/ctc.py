@@ -3,9 +3,9 @@
     KERAS_BACKEND=jax python benchmarks/ctc.py --runs 5
 
 A sequence is two to four of scikit-learn's digits, one frame per column of pixels, padded to the same length. For each
-of the `--runs` seeds, 200 sequences are drawn to train on and 500 to test on. A sequence is read right if all of its
-labels are. The baseline is alpha 0, which trains plainly on two passes over each sequence, so that all arms cost the
-same. Low and high are the 95 % t-interval of the arm's score minus that of the baseline, paired by seed.
+of the `--runs` seeds, 200 sequences are drawn to train on and 500 to test on. A sequence counts as read correctly if
+all of its labels are. The baseline is alpha 0, which trains plainly on two passes over each sequence, so that all arms
+cost the same. Low and high are the 95 % t-interval of the arm's score minus that of the baseline, paired by seed.
 """
 
 import keras
@@ -67,7 +67,7 @@ def build():
 
 
 def read_right(model, x, y):
-    """Returns the fraction of sequences that greedy decoding, without repetitions and blanks, reads right."""
+    """Returns the fraction of sequences that greedy decoding reads correctly."""
     lengths = (x[:, :, 0] >= 0).sum(axis=1)
     is_right = []
     for frames, length, labels in zip(model.predict(x, verbose=0).argmax(-1), lengths, y, strict=True):

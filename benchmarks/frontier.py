@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=torch python benchmarks/frontier.py
 
-The network is a vision transformer of 8 blocks. `row passes` is what arithmetic predicts: the passes of a row through
+The network is a vision transformer of 8 blocks. `row passes` is the expected cost: the mean passes of a row through
 the blocks, per step. The arms:
 
 - R-Drop, with all rows or with a `fraction` of them
@@ -62,7 +62,7 @@ def main():
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(args.rows, PATCHES, WIDTH)).astype("float32"), rng.integers(0, CLASSES, args.rows)
     plain, rdrop = compiled(build()), compiled(RDropModel(build()))
-    # Each arm makes two steps, so that one can make a step of each kind. The numbers are row passes.
+    # Each arm takes two steps, so that one arm can mix both kinds. The numbers are mean passes per row and step.
     arms = {
         "plain": (1.0, [plain, plain]),
         "R-Drop": (2.0, [rdrop, rdrop]),

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_bundle.py build/gpu-bundle.tar.gz --python-version 3.12
 
-Copy the repository and the archive there, and run `sh benchmarks/run_on_gpu.sh`, which explains its arguments in its
-first lines. The wheels are those of `constraints.txt`. MiniLM is stored in half precision, which halves the size;
-training starts from the rounded weights.
+Copy the repository and the archive to that machine, and run `sh benchmarks/run_on_gpu.sh`, which explains its arguments
+in its first lines. The wheels have the versions in `constraints.txt`. MiniLM is stored in half precision, which halves
+the size; training starts from the rounded weights.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     KERAS_BACKEND=torch python benchmarks/small.py
 
 The model is a perceptron of 20, 64, 64 and 10 units on 32 rows. The baseline is plain Keras on the widened batch of 64
-rows, so both run equally many rows through the model. `fit` runs an epoch of `--steps` batches, and `train_on_batch` as
-many calls.
+rows, so both run the same number of rows through the model. `fit` trains for one epoch of `--steps` batches, and
+`train_on_batch` is called `--steps` times.
 """
 
 import numpy as np

@@ -46,7 +46,7 @@ def parse_arguments(argv=None):
 
 
 def load_glue(args):
-    """Loads the texts and labels of each split, and the class names or, for a regression, `None`."""
+    """Loads the texts and labels of each split, and the class names, or `None` for regression."""
     development = "validation_matched" if args.dataset == "glue/mnli" else "validation"
     splits, info = data.load_tfds(args.dataset, args.data_dir, validation=development, test=development)
     fields = [name for name in info.features if name not in ("label", "idx")]  # one text, or a pair
@@ -69,7 +69,7 @@ def build_preprocessor(args):
 
 
 def build_classifier(args, preprocessor, outputs):
-    """Builds a KerasHub classifier with one logit per class, or with one output for a regression."""
+    """Builds a KerasHub classifier with one logit per class, or with one output for regression."""
     if args.preset or not args.smoke:
         preset = preset_of(args)
         backbone = keras_hub.models.Backbone.from_preset(preset, dropout=args.dropout)
@@ -94,7 +94,7 @@ def add_unlabelled(args, rows):
 
 
 def compute_scores(outputs, labels):
-    """Computes the test scores of a classification, or of a regression if there is one output."""
+    """Computes classification scores, or regression scores if there is one output."""
     if outputs.shape[-1] == 1:
         return regression_scores(outputs[:, 0], labels)
     predicted = outputs.argmax(-1)
@@ -111,7 +111,7 @@ def main(argv=None):
         raise SystemExit("--unlabelled adds rows to the labelled ones. Set the number of labelled rows with --rows.")
     splits, names = load_glue(args) if args.dataset else load_snippets(args.small_data, args.task)
     if args.label_smoothing and not names:
-        raise SystemExit("--label-smoothing needs labels that are classes. The labels of a regression are numbers.")
+        raise SystemExit("--label-smoothing needs labels that are classes. Regression labels are numbers.")
     loss, compiled_metrics = keras.losses.MeanSquaredError(), []
     if names:
         loss = SparseCategoricalCrossentropy(from_logits=True, label_smoothing=args.label_smoothing)

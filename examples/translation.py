@@ -153,7 +153,7 @@ def main(argv=None):
     )
     signatures = {"BLEU": str(bleu.get_signature()), "chrF": str(chrf.get_signature())}
     report.finish(args, title, signatures=signatures)
-    print(f"The BLEU is sacreBLEU's: {signatures['BLEU']}")
+    print(f"sacreBLEU signature: {signatures['BLEU']}")
 
     translator = keras.models.load_model(args.output / "model.keras", compile=False)
     preprocessor = Preprocessor(tokenizer_file, args.sequence_length)

@@ -5,6 +5,7 @@ import warnings
 
 import keras
 import pytest
+from support.table import sparse_ce
 
 from keras_rdrop import RDropModel, divergences
 
@@ -13,10 +14,6 @@ CLASSES = 5
 
 def classifier(*layers):
     return keras.Sequential([keras.Input((8,)), *layers])
-
-
-def sparse_ce():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def data(rng):
@@ -78,7 +75,7 @@ def test_a_base_that_contains_an_rdrop_model(wrap):
         RDropModel(base)
 
 
-def test_a_stateful_layer(rng):
+def test_a_stateful_layer():
     lstm = keras.layers.LSTM(4, stateful=True, name="lstm")
     with pytest.raises(ValueError, match="Expected `base` to have no stateful layer.*name=lstm"):
         RDropModel(keras.Sequential([keras.Input(batch_shape=(8, 5, 3)), keras.layers.Dropout(0.3), lstm]))
@@ -144,7 +141,7 @@ def test_a_softmax_of_its_own_with_a_loss_that_takes_logits_warns(head, rng):
     ],
 )
 def test_an_activation_that_does_not_fit_the_divergence_warns(activation, from_logits, wrong, rng):
-    """A loss of the user does not tell whether it takes logits."""
+    """A custom loss function does not say whether it takes logits, so the divergence is checked instead."""
     model = RDropModel(
         classifier(keras.layers.Dropout(0.3), keras.layers.Dense(CLASSES, activation=activation)),
         divergence=divergences.SymmetricKL(from_logits=from_logits),
@@ -199,7 +196,7 @@ def dense():
     ids=["shared softmax", "attribute", "list", "subclass", "subclass with a list"],
 )
 def test_models_with_an_unusual_end_do_not_warn(base, rng):
-    """A shared layer is sorted by its first call, and an attribute `outputs` may hold a layer."""
+    """Keras lists a shared layer at its first call, and a custom layer or model may have a layer named `outputs`."""
     model = RDropModel(base())
     model.compile("sgd", "sparse_categorical_crossentropy")
     with warnings.catch_warnings():

@@ -183,7 +183,7 @@ def test_a_single_prediction_raises_an_error():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 3), (4, 1), (3,), (4, 3, 1)])
 def test_predictions_of_different_shapes_raise_an_error(kind, shape):
-    """They would broadcast, mostly."""
+    """Most of these shapes would broadcast silently."""
     with pytest.raises(ValueError, match=r"Expected predictions of the same shape. Received: \(4, 3\), \("):
         KINDS[kind][0](np.full((4, 3), 1 / 3), np.full(shape, 1 / 3))
 

@@ -58,7 +58,7 @@ def test_divergence_is_added_to_the_loss_of_the_first_run(masked, rng):
 
 
 def test_the_wrapped_layer_casts_its_inputs_itself():
-    """The numbers are not numbers of float16."""
+    """float16 cannot represent these numbers."""
     dense = layers.Dense(1, kernel_initializer="ones", dtype="float32")
     assert float(RDrop(dense, dtype="mixed_float16")(np.array([[2049.25]], "float32"))[0, 0]) == 2049.25
     embedding = layers.Embedding(5000, 3, dtype="mixed_float16")
@@ -151,7 +151,7 @@ def test_hidden_states_and_attention_maps_each_add_a_divergence(rng):
 
 
 @pytest.mark.parametrize("as_model", [False, True])
-def test_both_runs_of_an_attention_layer_get_the_mask(as_model, rng):
+def test_both_runs_of_an_attention_layer_get_the_mask(as_model):
     """Attention layers of Keras remove the masks of their inputs. Without dropout, both runs must be equal."""
     inputs = keras.Input((6,), dtype="int32")
     hidden = layers.Embedding(10, 8, keras.initializers.RandomNormal(), mask_zero=True)(inputs)
@@ -252,7 +252,7 @@ def test_invalid_arguments_raise_an_error(options, message):
         RDrop(layers.Dropout(0.5), **options)
 
 
-def test_a_layer_that_is_not_one_raises_an_error():
+def test_an_object_that_is_not_a_layer_raises_an_error():
     with pytest.raises(ValueError, match="Expected `layer` to be a `keras.layers.Layer`. Received: layer=<function"):
         RDrop(lambda x: x)
 
@@ -345,7 +345,7 @@ class TestStochasticDepth:
         np.testing.assert_allclose(loaded.predict(x, verbose=0), base.predict(x, verbose=0), rtol=1e-5)
         assert loaded.layers[0].rate == 0.5
 
-    def test_the_passes_of_a_row_draw_on_their_own(self, rng):
+    def test_the_passes_of_a_row_draw_independently(self):
         base = keras.Sequential([keras.Input((4,)), layers.Dense(4), StochasticDepth(Doubled(), 0.5), layers.Dense(3)])
         assert "once per pass: from stochastic_depth" in RDropModel(base).describe_passes()
 
@@ -368,7 +368,7 @@ def test_stochastic_depth_scales_the_branch_in_float64():
 
 
 def test_stochastic_depth_scales_the_branch_of_many_rows_in_half_precision():
-    """The number of rows is larger than any number of float16."""
+    """The number of rows exceeds the largest float16."""
     layer = StochasticDepth(keras.layers.Identity(dtype="float16"), 0.5, dtype="float16")
     outputs = layer(ops.ones((70_000, 1), "float16"), training=True)
     assert set(ops.convert_to_numpy(outputs).ravel().tolist()) == {1.0, 3.0}

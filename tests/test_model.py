@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import reference
 from support.known_noise import KnownNoise
+from support.table import sparse_ce
 
 from keras_rdrop import RDrop, RDropModel, divergences
 from keras_rdrop._objective import terms
@@ -23,10 +24,6 @@ def dropout_classifier(rate=0.3, features=8):
             keras.layers.Dense(CLASSES),
         ]
     )
-
-
-def sparse_ce(**kwargs):
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
 
 
 def two_outputs():
@@ -151,7 +148,7 @@ class Penalty(keras.layers.Layer):
 
 
 def test_losses_of_layers_count_where_an_axis_is_as_long_as_the_widened_batch(rng):
-    """Such an output could pair the rows. To find out, the base is called, on TensorFlow within the first step."""
+    """Such an output might pair rows, so `RDropModel` calls the base to check, on TensorFlow within the first step."""
     inputs = keras.Input((None, 4))
     base = keras.Model(inputs, keras.layers.Dense(3)(Penalty()(inputs)))
     x, y = rng.normal(size=(8, 16, 4)).astype("float32"), rng.integers(0, 3, (8, 16))
@@ -423,8 +420,8 @@ def test_adam_and_an_embedding_that_runs_once_per_pass(passes, rng):
     np.testing.assert_allclose(per_pass, factor * shared, rtol=1e-3)
 
 
-def test_outputs_that_a_subclass_names_have_the_losses_of_their_names(rng):
-    """Keras takes the outputs in alphabetical order, and the base has another one."""
+def test_losses_go_with_the_names_that_a_subclass_gives_the_outputs(rng):
+    """Keras sorts the outputs by name, but the base returns them in a different order."""
 
     class Named(RDropModel):
         def call(self, inputs, training=None):
@@ -484,7 +481,7 @@ def test_a_subclass_that_passes_some_of_the_rows_to_the_loss_raises_an_error(row
 
 
 @pytest.mark.parametrize("method", ["fit", "train_on_batch"])
-def test_class_weights_beside_unlabelled_distributions_raise_an_error(method, rng):
+def test_class_weights_with_unlabelled_distributions_raise_an_error(method, rng):
     """Keras would give the unlabelled rows, whose targets are all -1, the weight of class 0."""
     x, y = data(rng)
     model = RDropModel(dropout_classifier(), unlabelled=-1)
@@ -610,7 +607,7 @@ def test_outputs_are_those_of_the_base():
 
 
 @pytest.mark.parametrize("by", ["loss_weights", "divergence"])
-def test_a_list_beside_a_dict_of_losses_has_the_order_of_the_outputs(by, rng):
+def test_a_list_with_a_dict_of_losses_has_the_order_of_the_outputs(by, rng):
     inputs = keras.Input((4,))
     noisy = keras.layers.Dense(1, name="z")(keras.layers.Dropout(0.5)(inputs))
     outputs = [noisy, keras.layers.Dense(3, activation="softmax", name="a")(inputs)]
@@ -706,8 +703,10 @@ def test_metrics_named_divergence_raise_an_error():
     def divergence(y_true, y_pred):
         return keras.ops.mean(y_pred)
 
-    with pytest.raises(ValueError, match="Expected metrics with names other than 'divergence'"):
-        RDropModel(dropout_classifier()).compile("sgd", sparse_ce(), metrics=[divergence])
+    metric = keras.metrics.SparseCategoricalAccuracy(name="divergence")
+    for metrics in ([divergence], [metric], {"a": metric}):
+        with pytest.raises(ValueError, match="Expected metrics with names other than 'divergence'"):
+            RDropModel(dropout_classifier()).compile("sgd", sparse_ce(), metrics=metrics)
 
     class WithMetric(keras.layers.Dense):
         def __init__(self, units):
@@ -842,12 +841,12 @@ class MeanOfInputs(keras.layers.Layer):
 @pytest.mark.parametrize("distributed", [False, True])
 def test_metrics_of_evaluation_with_a_fused_last_layer(distributed, rng):
     if distributed and keras.backend.backend() != "jax":
-        pytest.skip("`keras.distribution` is of JAX")
+        pytest.skip("this test distributes on JAX only")
     x, y = data(rng)
     inputs = keras.Input(x.shape[1:])
     hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(16)(inputs))
     training = {"loss", "divergence"}
-    if keras.backend.backend() != "jax":  # there, Keras fails if a layer updates a metric
+    if keras.backend.backend() != "jax":  # on JAX, Keras fails if a layer updates a metric
         hidden = MeanOfInputs()(hidden)
         training.add("mean of the inputs")
     keras.distribution.set_distribution(keras.distribution.DataParallel() if distributed else None)
@@ -1107,7 +1106,7 @@ class TestErrors:
             return (batch["x"], x), batch["y"], batch["sample_weight"]
 
         first, second = keras.Input((8,)), keras.Input((8,))
-        # The mean lets no layer raise the error.
+        # The mean has one row and broadcasts, so no layer raises an error before the check does.
         hidden = keras.layers.Dropout(0.3)(keras.ops.mean(first, axis=0, keepdims=True) + second)
         model = RDropModel(Wrapper(keras.Model([first, second], keras.layers.Dense(CLASSES)(hidden))))
         model.compile("sgd", sparse_ce(), jit_compile=jit_compile)
@@ -1138,13 +1137,6 @@ class TestErrors:
             model.fit(x, y, verbose=0)
             base.set_weights([weight + 1 for weight in base.get_weights()])
 
-    def test_a_metric_with_the_name_of_the_divergence(self):
-        model = RDropModel(dropout_classifier())
-        metric = keras.metrics.SparseCategoricalAccuracy(name="divergence")
-        for metrics in ([metric], {"a": metric}):
-            with pytest.raises(ValueError, match="Expected metrics with names other than 'divergence'"):
-                model.compile("sgd", sparse_ce(), metrics=metrics)
-
     def test_an_axis_of_the_size_of_the_widened_batch_is_no_error(self, rng):
         inputs = keras.Input((None, 4))
         base = keras.Model(inputs, keras.layers.Dense(CLASSES)(keras.layers.Dropout(0.3)(inputs)))
@@ -1153,7 +1145,7 @@ class TestErrors:
         model.train_on_batch(rng.normal(size=(3, 6, 4)), rng.integers(0, CLASSES, (3, 6)))
 
     def test_a_base_that_rejects_small_batches_is_no_error(self, rng):
-        """An axis is as long as the batch, and no call of the base with one or two rows can tell why."""
+        """An output axis is as long as the batch, and the base rejects the one or two rows that could show why."""
 
         class LargeBatches(Wrapper):
             def call(self, inputs, training=None):

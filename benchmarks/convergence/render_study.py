@@ -1,4 +1,4 @@
-"""Renders the results of `run_study.py` as `docs/evidence.md` with a picture. Nothing there is typed by hand.
+"""Renders the results of `run_study.py` as `docs/evidence.md` with a picture. No number there is typed by hand.
 
     python benchmarks/convergence/render_study.py
 
@@ -19,7 +19,7 @@ from tasks import TASKS
 
 sys.path.append(str(Path(__file__).parents[1]))
 from paired_statistics import bootstrap_interval
-from render import markdown_table, wrap
+from render import markdown_table, mean_and_deviation, wrap
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -51,9 +51,9 @@ intervals. A difference is bold if its interval excludes 0.
 EQUAL = """\
 ## Is it better with the same compute?
 
-R-Drop against plain training with the same row passes, by the budgets at which it was better or worse.
+The table lists the budgets at which R-Drop was better or worse than plain training with the same row passes.
 """
-BUDGETS = "Each arm against plain training with the same row passes. A column is a budget.\n"
+BUDGETS = "The next tables compare each arm with plain training with the same row passes, by budget.\n"
 DIVERGENCE = """\
 ## Is it the divergence?
 
@@ -319,10 +319,6 @@ def verdicts(results, name):
     """Returns the budgets of each verdict on R-Drop and plain training with the same row passes, as a dict of lists."""
     found = {rung: results.compare("R-Drop", rung, rung, name).verdict for rung in results.common_rungs()}
     return {verdict: [str(rung) for rung in found if found[rung] == verdict] for verdict in VERDICTS}
-
-
-def mean_and_deviation(values):
-    return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
 
 
 def table_of_claims(tasks):

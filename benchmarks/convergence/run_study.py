@@ -4,8 +4,8 @@
     KERAS_BACKEND=torch python benchmarks/convergence/run_study.py --again "text, 400 labels" R-Drop 2 0    # one cell
 
 Each cell appends one line to the results file when it is done. A cell that was killed runs again. Several machines can
-each write their own file into the results folder: all files in it are read. Results of several backends are not mixed:
-each task runs on one backend.
+each write their own file into the results folder: all files in it are read. Run each task on one backend only: the
+script does not keep the results of different backends apart.
 
 Each process of `--jobs` runs one cell at a time, and keeps the data of the tasks for its next cells. A GPU has room for
 many of these small networks.
@@ -74,7 +74,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def order_of_rows(rows, steps, batch_size, seed):
-    """Shuffles the rows anew in each epoch, and cuts them into batches without regard to the end of an epoch."""
+    """Shuffles the rows in each epoch, and cuts them into batches, which may span two epochs."""
     rng = np.random.default_rng(seed)
     epochs = -(-steps * batch_size // rows)
     order = np.concatenate([rng.permutation(rows) for _ in range(epochs)])
@@ -93,7 +93,7 @@ def train(cell: Cell):
     row_passes = cell.budget * task.unit * rows
     steps = round(row_passes / (task.batch_size * arm.passes))
     order = order_of_rows(rows, steps, task.batch_size, cell.seed)
-    rng = np.random.default_rng([cell.seed, 1])  # another one than that of the order
+    rng = np.random.default_rng([cell.seed, 1])  # separate from the generator that shuffles the rows
 
     # Both phases share the optimizer, so its state and its learning rate schedule continue.
     optimizer = keras.optimizers.AdamW(WarmUp(setting.learning_rate, steps // 10, steps, "cosine"))

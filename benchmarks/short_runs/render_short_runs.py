@@ -1,4 +1,4 @@
-"""Renders the results of `run.py` as `docs/short_runs.md` and its pictures. Nothing there is typed by hand.
+"""Renders the results of `run.py` as `docs/short_runs.md` and its pictures. No number there is typed by hand.
 
     python benchmarks/short_runs/render_short_runs.py
 
@@ -16,7 +16,7 @@ from study import ARMS, DECIDING, SEEDS, SETTINGS, TASKS, TUNING_SEED, results, 
 sys.path.append(str(Path(__file__).parents[1]))
 from paired_statistics import bootstrap_interval, holm_correction, wilcoxon_test
 from records import BACKENDS
-from render import markdown_table
+from render import markdown_table, mean_and_deviation
 
 HERE = Path(__file__).parent
 # The plain arms, and the arm of R-Drop that each is compared with; equal compute comes first.
@@ -243,7 +243,7 @@ def table_of_scores(task, arms):
         row = [arm, len(arms[arm])]
         for score in scores_of(task):
             values = [run["scores"][score] for run in arms[arm].values() if score in run["scores"]]
-            row.append(f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}" if values else "-")
+            row.append(mean_and_deviation(values) if values else "-")
         rows.append(row)
     names = [
         score + (", lower is better" if lower_is_better else "") for score, lower_is_better in scores_of(task).items()
@@ -285,7 +285,7 @@ def table_of_alphas(loaded):
         recommended = alphas[best] if equal == shorter == "helps" else "none"
         tried = ", ".join(f"{alphas[arm]} ({loss:.4g})" for arm, loss in losses.items())
         rows.append([task, tried, alphas[best], score, equal, shorter, recommended])
-    columns = ["alpha (validation loss)", "the best", "by", "at equal row passes", "against plain", "recommended alpha"]
+    columns = ["alpha (validation loss)", "best alpha", "score", "equal row passes", "plain", "recommended alpha"]
     return markdown_table(["task", *columns], rows)
 
 

@@ -1,4 +1,4 @@
-"""The plan of the study. A cell is one run of a script in `examples/`: a task, an arm, a setting and a seed.
+"""The plan of the short runs. A cell is one run of a script in `examples/`: a task, an arm, a setting and a seed.
 
 The three deciding arms are tuned first: each of `SETTINGS` runs once with a separate seed. The setting with the lowest
 validation loss at the end of training is used for the other seeds; the test scores of the tuning runs are discarded.

@@ -166,7 +166,7 @@ def preprocess(rows: Any, function: Callable[..., Any], batch_size: int, shuffle
 
 
 def _without_booleans(tensor):
-    """Casts booleans to integers on TensorFlow, where Keras averages a batch over replicas to build a model."""
+    """Casts booleans to integers on TensorFlow: `tf.distribute` cannot average them, as Keras does to build a model."""
     if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(tensor.dtype) == "bool":
         return keras.ops.cast(tensor, "int32")
     return tensor

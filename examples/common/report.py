@@ -80,7 +80,7 @@ def print_comparison(rows: list[dict[str, Any]]) -> None:
     plain, longer, rdrop = map(describe, rows)
     Console(highlight=False).print(
         f"R-Drop has {rdrop}. Plain training has {plain}, and {longer}. "
-        "One seed is no evidence: docs/evidence.md reports many."
+        "One seed proves nothing: docs/evidence.md compares several."
     )
 
 

@@ -1,6 +1,7 @@
 """Two hundred random misuses: `RDropModel` does what plain Keras does with them, or raises an error.
 
-Without dropout and with `alpha=0`, R-Drop is plain training. So the weights must be equal, unless one of both raises.
+Without dropout and with `alpha=0`, R-Drop is plain training. So either both end with the same weights, or `RDropModel`
+raises an error: one that plain Keras raises too, or a `ValueError` of its own.
 """
 
 import keras

@@ -4,19 +4,16 @@ import functools
 import json
 import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from support.scripts import start
 from support.train_on_devices import CASES, MASKS
 
 from keras_rdrop._keras import distributes_torch
 
 BACKEND = keras.backend.backend()
-SUPPORT = Path(__file__).parents[1] / "support"
 # The cases that one process trains. The quick tests use the first group, with the first engine of the backend.
 QUICK, SLOW = (CASES[0], MASKS), tuple(CASES[1:])
 ENGINES = [
@@ -45,12 +42,6 @@ def free_port():
         return bound.getsockname()[1]
 
 
-def start(script, argument, environment):
-    command = [sys.executable, str(SUPPORT / script), argument]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def result_of(process):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
@@ -73,7 +64,9 @@ def trained(cases, engine, devices=1, processes=1):
         start(
             "train_on_devices.py",
             json.dumps({**settings, "process": process}),
-            environment | {"RANK": str(process), "LOCAL_RANK": str(process)},
+            **environment,
+            RANK=str(process),
+            LOCAL_RANK=str(process),
         )
         for process in range(processes)
     ]
@@ -107,7 +100,7 @@ def test_devices_draw_different_dropout_masks(engine):
 @pytest.mark.skipif(BACKEND != "jax", reason="the other backends exchange only gradients and logs between devices")
 @pytest.mark.parametrize("engine", ["data_parallel", "model_parallel"])
 def test_step_moves_no_more_rows_between_devices_than_plain_training(engine):
-    for case, counted in result_of(start("count_collectives.py", engine, with_devices(8))).items():
+    for case, counted in result_of(start("count_collectives.py", engine, **with_devices(8))).items():
         assert counted["plain"].pop("all-reduce") >= 1, case
         counted["R-Drop"].pop("all-reduce")  # sums gradients, losses and logs
         for kind, number in counted["R-Drop"].items():

@@ -322,7 +322,7 @@ def test_the_comparison_names_each_arm_once(capsys, monkeypatch):
     assert max(map(len, printed.splitlines())) <= 80
     assert " ".join(printed.split()).startswith(
         "R-Drop has accuracy 0.73 and NLL 0.27 after 1,600 row passes. Plain training has accuracy 0.71 and NLL 0.29 "
-        "after 800 row passes, and accuracy 0.72 and NLL 0.28 after 1,600 row passes. One seed is no evidence"
+        "after 800 row passes, and accuracy 0.72 and NLL 0.28 after 1,600 row passes. One seed proves nothing"
     )
 
 
@@ -440,7 +440,7 @@ def test_the_small_model_reads_the_text_from_the_start():
     assert np.std(first - second) > 0.05 * np.std(first)
 
 
-def test_beam_search_finds_what_trying_everything_finds(rng):
+def test_beam_search_without_pruning_equals_exhaustive_search(rng):
     length, tokens, beams = 4, 4, 64  # one beam per possible sequence, so that nothing is pruned
     start, end = 0, 1
     table = np.log(rng.dirichlet(np.ones(tokens), (2, tokens, length)))  # by row, last token and position

@@ -1,39 +1,34 @@
-"""Training that is killed, and started again, ends with the weights of training that was not: to the last bit."""
+"""Training that is killed and resumed ends with exactly the same weights as an uninterrupted run."""
 
-import os
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.scripts import import_from
+from support.scripts import import_from, start
 from support.train_and_resume import build
 
 Backup = import_from("examples", "common.training").Backup
-SCRIPT = Path(__file__).parents[1] / "support" / "train_and_resume.py"
 KILLS = 3
 
 
-def start(file_format, folder):
+def start_training(file_format, folder):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(SCRIPT), file_format, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start("train_and_resume.py", file_format, folder, stderr=subprocess.STDOUT)
 
 
 def finish(file_format, folder):
     """The weights at the end, and the number of steps that were left."""
-    output, _ = start(file_format, folder).communicate(timeout=300)
+    output, _ = start_training(file_format, folder).communicate(timeout=300)
     assert (folder / "done.npz").exists(), output[-3000:]
     return list(np.load(folder / "done.npz").values()), output.count("step\n")
 
 
 def kill(file_format, folder, event, chance):
-    """Starts, and kills shortly after one of the next few events: a training step, or the start of a save."""
-    process = start(file_format, folder)
+    """Starts a run and kills it shortly after one of the next events: a training step or the start of a save."""
+    process = start_training(file_format, folder)
     output = []
     events = (line for line in process.stdout if output.append(line) or line == f"{event}\n")
     for _ in range(chance.randint(2, 4)):  # so that one save at least is done where it is killed while saving
@@ -46,7 +41,7 @@ def kill(file_format, folder, event, chance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["weights", "keras", "orbax"])
-def test_a_killed_run_ends_as_one_that_was_not(file_format, tmp_path):
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_run(file_format, tmp_path):
     expected, all_steps = finish(file_format, tmp_path / "whole")
     chance = random.Random()
     for number in range(KILLS):

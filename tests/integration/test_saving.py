@@ -94,7 +94,7 @@ class WithCompile(keras.Sequential):
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("kind", [keras.Sequential, WithCompile])
 def test_an_optimizer_that_also_trained_the_base_is_saved(kind, policy, batch, tmp_path):
-    """Keras saves the state of an object once, so it would load that of the base only."""
+    """Keras saves an object that two models share only once, so it would restore the optimizer of the base only."""
     before, optimizer = keras.config.dtype_policy(), keras.optimizers.SGD(0.1, momentum=0.9)
     keras.config.set_dtype_policy(policy)
     try:
@@ -140,7 +140,7 @@ def test_loads_the_weights_file_of_its_base(build_base, batch, tmp_path):
     np.testing.assert_array_equal(model.predict(batch[0], verbose=0), trained.predict(batch[0], verbose=0))
 
 
-def test_a_weights_file_of_another_model(batch, tmp_path):
+def test_a_weights_file_of_another_model(tmp_path):
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     other.save_weights(tmp_path / "other.weights.h5")
     model = compiled(functional())
@@ -149,15 +149,15 @@ def test_a_weights_file_of_another_model(batch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`build")
-def test_the_legacy_format_raises_an_error(batch, tmp_path):
-    """It would save the loss without its `from_logits`."""
+def test_the_legacy_format_raises_an_error(tmp_path):
+    """The HDF5 format would save the loss without its `from_logits`."""
     model = compiled(sequential())
     with pytest.raises(ValueError, match=r"Expected `filepath` to end in '.keras', because .* filepath=.*model.h5"):
         model.save(tmp_path / "model.h5")
 
 
 def test_a_state_tree_does_not_change_alpha(batch):
-    """An Orbax checkpoint holds it."""
+    """Orbax checkpoints contain a state tree."""
     model = compiled(sequential(), alpha=1.0)
     model.fit(*batch, verbose=0)
     state = model.get_state_tree(value_format="numpy_array")
@@ -178,7 +178,7 @@ def test_weights_load_into_a_base_that_was_built_after_wrapping(batch, tmp_path)
     np.testing.assert_array_equal(model.predict(batch[0], verbose=0), saved.predict(batch[0], verbose=0))
 
 
-class Subclassed(keras.Model):
+class Unbuilt(keras.Model):
     def __init__(self):
         super().__init__()
         self.dense = keras.layers.Dense(2)
@@ -187,7 +187,7 @@ class Subclassed(keras.Model):
         return self.dense(inputs)
 
 
-@pytest.mark.parametrize("kind", [keras.Sequential, Subclassed])
+@pytest.mark.parametrize("kind", [keras.Sequential, Unbuilt])
 def test_weights_are_not_loaded_into_an_unbuilt_base(kind, tmp_path):
     model = RDropModel(kind())
     with pytest.raises(ValueError, match=f"Expected a base that has been built. Received: base=<{kind.__name__}.*Call"):
@@ -257,7 +257,7 @@ def test_divergence_functions_are_saved_as_metrics(batch, tmp_path):
     np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras").evaluate(x, y, verbose=0), expected)
 
 
-def test_arguments_that_a_subclass_adds_to_compile(batch, tmp_path):
+def test_arguments_that_a_subclass_adds_to_compile(tmp_path):
     """As in Keras, a loaded model is compiled only if its class saves the arguments."""
 
     @keras.saving.register_keras_serializable("tests")
@@ -285,7 +285,7 @@ def test_arguments_that_a_subclass_adds_to_compile(batch, tmp_path):
 
 
 def test_build_builds_a_subclassed_base():
-    model = RDropModel(Subclassed())
+    model = RDropModel(Unbuilt())
     model.build((None, 3))
     assert [tuple(weight.shape) for weight in model.base.weights] == [(3, 2), (2,)]
 

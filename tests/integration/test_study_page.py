@@ -1,6 +1,7 @@
 """The page of the study at convergence: rendered from made-up results, and as it is in the docs."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -193,6 +194,15 @@ def test_the_page_has_the_sentences_that_the_demo_prints():
 NO_DIFFERENCE = "no difference seen"
 
 
+@functools.cache
+def tasks_in_the_docs():
+    return {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}
+
+
+def readme():
+    return one_line((ROOT / "README.md").read_text())
+
+
 @pytest.mark.parametrize(
     ("name", "first_score", "at_best"),
     [
@@ -202,7 +212,7 @@ NO_DIFFERENCE = "no difference seen"
     ],
 )
 def test_the_readme_gives_the_verdicts_of_the_results(name, first_score, at_best):
-    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}[name]
+    results = tasks_in_the_docs()[name]
     assert results.task.seeds == 10
     assert results.has_converged
     assert [results.compare("R-Drop", rung, rung).verdict for rung in results.rungs("plain")] == first_score
@@ -210,36 +220,32 @@ def test_the_readme_gives_the_verdicts_of_the_results(name, first_score, at_best
     if name == "text regression":
         return
     assert results.compare_best("R-Drop", "NLL").verdict == "better"
-    for arm in ("plain", "R-Drop"):  # "Fewer epochs gave both a lower one."
+    for arm in ("plain", "R-Drop"):  # docs/should_i_use_it.md: "a lower NLL in shorter trainings"
         lowest = min(results.scores(arm, rung, "NLL").mean() for rung in results.rungs(arm))
         assert lowest < results.scores(arm, results.best_rung(arm), "NLL").mean()
     best = {arm: results.scores(arm, results.best_rung(arm), "accuracy").mean() for arm in ("plain", "R-Drop")}
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"{best['R-Drop']:.3f} against {best['plain']:.3f}" in readme
+    assert f"{best['R-Drop']:.3f} against {best['plain']:.3f}" in readme()
 
 
 def test_r_drop_is_worse_at_small_budgets_as_the_readme_and_the_page_of_questions_say():
-    tasks = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}
-    assert {"images", "translation"} <= set(tasks)
-    for results in tasks.values():
+    assert {"images", "translation"} <= set(tasks_in_the_docs())
+    for results in tasks_in_the_docs().values():
         assert [results.compare("R-Drop", rung, rung).verdict for rung in (1, 2)] == ["worse"] * 2
 
 
 def test_two_passes_without_the_divergence_come_close_as_the_readme_says():
-    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}["text, 400 labels"]
+    results = tasks_in_the_docs()["text, 400 labels"]
     without = render_study.WITHOUT_DIVERGENCE
     assert results.compare_best(without).verdict == NO_DIFFERENCE
     for name in results.names:
         assert results.compare_best("R-Drop", name, without).verdict == NO_DIFFERENCE
     accuracy = results.scores(without, results.best_rung(without), "accuracy").mean()
-    assert f"Two passes without the divergence reached {accuracy:.3f}" in " ".join(
-        (ROOT / "README.md").read_text().split()
-    )
+    assert f"Two passes without the divergence reached {accuracy:.3f}" in readme()
     assert results.compare_best(without, "NLL").mean > 0.5 * results.compare_best("R-Drop", "NLL").mean
 
 
 def test_label_smoothing_helps_as_the_readme_and_the_page_of_questions_say():
-    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}["text, 400 labels"]
+    results = tasks_in_the_docs()["text, 400 labels"]
     smoothing, both = "label smoothing", "R-Drop, label smoothing"
     for name in results.names:
         is_accuracy = name == "accuracy"
@@ -248,27 +254,26 @@ def test_label_smoothing_helps_as_the_readme_and_the_page_of_questions_say():
         assert found.verdict == (NO_DIFFERENCE if is_accuracy else "worse")
         assert results.compare_best(both, name, smoothing).verdict == (NO_DIFFERENCE if is_accuracy else "better")
     accuracy = results.scores(smoothing, results.best_rung(smoothing), "accuracy").mean()
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"divergence reached {accuracy:.3f}, as did label smoothing, in one pass with a lower NLL." in readme
+    assert f"divergence reached {accuracy:.3f}, as did label smoothing, in one pass with a lower NLL." in readme()
     assert results.compare_best(render_study.WITHOUT_DIVERGENCE, "NLL", smoothing).verdict == "worse"
     at_best = {}
     for arm in plan.arms_of("text, 400 labels"):
         by_rung = {rung: results.scores(arm, rung, "NLL").mean() for rung in results.rungs(arm)}
         at_best[arm] = by_rung[results.best_rung(arm)]
-        assert min(by_rung.values()) < at_best[arm]  # "All were lower with fewer epochs."
+        assert min(by_rung.values()) < at_best[arm]  # "Fewer epochs lowered each NLL."
     assert min(at_best, key=at_best.get) == both
 
 
-def test_label_smoothing_of_more_labels_helps_as_the_page_of_questions_says():
-    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}["text, 1,600 labels"]
+def test_label_smoothing_with_more_labels_helps_as_the_page_of_questions_says():
+    results = tasks_in_the_docs()["text, 1,600 labels"]
     for arm in ("label smoothing", "R-Drop"):
         assert results.compare_best(arm, "accuracy").verdict == NO_DIFFERENCE
         assert results.compare_best(arm, "NLL").verdict == "better"
     assert results.compare_best("R-Drop", "NLL", "label smoothing").verdict == "worse"
 
 
-def test_the_cheap_variants_keep_of_the_gain_what_the_page_of_questions_says():
-    results = {task.name: task for task in render_study.load_tasks(render_study.RESULTS)}["text, 400 labels"]
+def test_the_cheap_variants_keep_the_part_of_the_gain_that_the_page_of_questions_states():
+    results = tasks_in_the_docs()["text, 400 labels"]
     for name in results.names:
         assert results.compare_best("R-Drop, a quarter of the rows", name).verdict == NO_DIFFERENCE
         assert results.compare_best("R-Drop", name).verdict == "better"

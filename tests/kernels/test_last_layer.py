@@ -115,7 +115,7 @@ def test_terms_and_gradients_match_automatic_differentiation(shape, use_bias, rn
     check_terms(rng, dense(use_bias), shape, scale=1.5, label_smoothing=0.1 if use_bias else 0.0)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="`tf.distribute` is of TensorFlow")
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="on JAX, no device gets a batch without rows")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_a_batch_without_rows_has_terms_of_0(policy):
     """`tf.distribute` may leave a replica without rows."""
@@ -129,7 +129,7 @@ def test_a_batch_without_rows_has_terms_of_0(policy):
 
 
 def test_chunks_of_rows_of_weight_0_are_not_computed(rng):
-    """Rows 0, 2 and 5 fill one of two chunks. The other rows hold values that no computation would hide."""
+    """Rows 0, 2 and 5 fill one of two chunks. The other rows are NaN, which would spread to the result if computed."""
     used = np.array([1, 0, 1, 0, 0, 1], dtype="float32")
     features = rng.normal(size=(6, 2, 4)).astype("float32")
     targets = rng.integers(0, CLASSES, (6, 2)).astype("int32")
@@ -390,7 +390,7 @@ def test_fuse_head_trains_a_base_without_randomness(rng):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_describe_passes_gives_the_reason_why_no_layer_is_shared(rng):
+def test_describe_passes_gives_the_reason_why_no_layer_is_shared():
     model = RDropModel(keras.Sequential([keras.Input((4,)), layers.Dense(5), layers.Dense(3)]), fuse_head=True)
     assert "0 layers, 0 of 43 parameters, because no layer is random" in model.describe_passes()
 

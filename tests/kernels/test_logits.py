@@ -65,8 +65,8 @@ def test_chunk_size_does_not_change_the_result(size, rng, monkeypatch):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the other backends always compile")
-@pytest.mark.skipif(keras.__version__.startswith("3.14."), reason="its operations break the graph into parts")
-def test_compiled_on_a_gpu_the_result_is_the_same(rng, monkeypatch):
+@pytest.mark.skipif(keras.__version__.startswith("3.14."), reason="operations of Keras 3.14 break the graph")
+def test_the_compiled_kernel_gives_the_same_result(rng, monkeypatch):
     """On a CPU, this checks that the whole functions can be compiled. The compiler backend runs them eagerly."""
     import torch
 
@@ -103,7 +103,7 @@ def test_values_equal_the_reference(rng):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("positions", [None, 3])
 def test_the_gradient_of_distributions_matches_automatic_differentiation(positions, label_smoothing, rng):
-    """A model that is trained as well may predict the targets."""
+    """The targets may be the predictions of a second model that is trained at the same time."""
     shape = (4, 3) if positions is None else (4, 3, positions)
     logits, targets = rng.normal(size=(*shape, 7)).astype("float32"), rng.uniform(size=(*shape, 7)).astype("float32")
     weights = ops.convert_to_tensor(rng.uniform(0.1, 2, (2, *shape)).astype("float32"))

@@ -77,9 +77,10 @@ def test_weights_of_rows_of_images(loss, rng):
     ],
 )
 def test_shapes_that_keras_aligns_only_in_a_widened_batch_raise_an_error(loss, shape, targets, weights, rng):
-    """Two passes over four rows give eight rows, as many as another axis has. All shapes are without that of the rows.
+    """Two passes over four rows give eight rows, the length of another axis. The shapes omit the axis of the rows.
 
-    Plain Keras raises an error: on JAX and PyTorch also here, in the first step.
+    Plain Keras raises an error. On JAX and PyTorch it would raise it in the first step here too, so that step gets
+    valid targets.
     """
     inputs = keras.Input(shape)
     base = keras.Model(inputs, KnownNoise(rng.uniform(0.5, 1.5, (8, *shape)))(inputs))
@@ -163,7 +164,7 @@ def test_the_marker_of_unlabelled_targets_is_rounded_like_the_targets(dtype, rng
     assert logs["loss"] == pytest.approx(np.sum(np.square(x - y)[::2]) / 4, rel=1e-5)
 
 
-def test_unsigned_targets_beside_a_negative_ignored_class(rng):
+def test_unsigned_targets_with_a_negative_ignored_class(rng):
     x, y = rng.normal(size=(4, 256)), np.full(4, 255, "uint8")
     loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     expected = loss(y, x.astype("float32"))
@@ -258,7 +259,7 @@ def test_a_loss_without_a_value_for_each_target_raises_an_error(axes, rng):
         train(loss, x, y, noise, divergence="mean_squared_difference", unlabelled=-1)
 
 
-def test_unlabelled_targets_beside_one_number_per_row_raise_an_error(rng):
+def test_unlabelled_targets_with_one_number_per_row_raise_an_error(rng):
     """Keras averages over the rows before weights apply."""
     x, noise, y = rng.uniform(size=4), rng.uniform(size=8), rng.integers(-1, 2, 4)
     with pytest.raises(ValueError, match="Expected a loss with one value per target, as required by `unlabelled`"):

@@ -106,7 +106,7 @@ def test_the_call_of_a_custom_divergence_is_used(rng):
 def test_a_divergence_that_is_not_zero_for_equal_predictions_is_that_of_the_repeated_rows(
     fraction, shape, reduction, rng
 ):
-    """For example, the cross-entropy between the passes. Rows of one pass have none."""
+    """The Poisson loss of equal predictions is not 0. Rows with a single pass still add nothing to the divergence."""
     x, repeated = rng.uniform(0.1, 1, size=shape), round(5 * fraction)
     noise, weights = rng.uniform(0.5, 1, size=(5 + 2 * repeated, *shape[1:])), rng.uniform(0.5, 2, size=shape[:-1])
     options = {"divergence": L.Poisson(reduction=reduction), "fraction": fraction, "passes": 3}
@@ -199,7 +199,8 @@ def test_a_loss_that_combines_rows_gets_mask_and_sample_weights(rng):
         return ops.square(ops.mean(y_pred, axis=-1) - ops.cast(y_true, y_pred.dtype)) * ops.mean(y_pred)
 
     x, y = np.array([[1, 2, 0], [3, 0, 0], [1, 1, 4], [2, 3, 0]]), rng.integers(0, 3, (4, 3))
-    weights, updates = rng.uniform(0.5, 2, (4, 3)).astype("float32"), []  # of a dtype that Keras does not have to cast
+    # float32, because a cast would copy the weights and hide a change in place.
+    weights, updates = rng.uniform(0.5, 2, (4, 3)).astype("float32"), []
     for wrap in (RDropModel, lambda base, divergence: base):
         keras.utils.set_random_seed(0)
         layers = [keras.layers.Embedding(5, 4, mask_zero=True), keras.layers.Dropout(1e-9), keras.layers.Dense(2)]
@@ -242,7 +243,7 @@ def test_predictions_can_have_one_number_per_row(loss, reduction, rng):
 
 @pytest.mark.parametrize("classes", [terms.MIN_LOGITS_PER_ROW // 2 - 1, terms.MIN_LOGITS_PER_ROW // 2])
 def test_both_ways_to_compute_the_terms_equal_the_reference(classes, rng, monkeypatch):
-    """One with fewer logits per row than the kernel pays for, and one with as many."""
+    """Just below `MIN_LOGITS_PER_ROW` the terms are computed separately, and from there on by the kernel."""
     x, noise = rng.normal(size=(3, 2, classes)), rng.uniform(size=(6, 2, classes))
     y, weights = rng.integers(0, classes, (3, 2)), rng.uniform(0.5, 2, size=(3, 2))
     calls, kernel = [], terms.cross_entropy_and_symmetric_kl
@@ -363,7 +364,7 @@ def row_dice(y_true, y_pred):
     return 1 - overlap / (ops.sum(y_true, axes) + ops.sum(y_pred, axes) + 1)
 
 
-@pytest.mark.parametrize("width", [8, 5])  # as many as widened rows, which would be broadcast, and another number
+@pytest.mark.parametrize("width", [8, 5])  # 8 is the number of widened rows, where misaligned weights would broadcast
 @pytest.mark.parametrize("loss", [row_dice, L.Dice(axis=(1, 2, 3))])
 def test_weights_of_rows_apply_to_the_divergence_of_images(loss, width, rng):
     x, noise = rng.uniform(0.2, 0.4, size=(4, 3, width, 1)), rng.uniform(0.5, 2, size=(8, 3, width, 1))
@@ -378,7 +379,8 @@ def worst_token(y_true, y_pred):
     return ops.max(ops.square(y_pred[..., 0] - y_true), axis=1)
 
 
-@pytest.mark.parametrize("tokens", [4, 8, 5])  # as many as rows, as widened rows, which would be broadcast, and others
+# 4 is the number of rows and 8 that of widened rows, where misaligned weights would broadcast. 5 is neither.
+@pytest.mark.parametrize("tokens", [4, 8, 5])
 def test_weights_of_rows_apply_to_the_divergence_of_sequences(tokens, rng):
     x, noise = rng.uniform(0.2, 0.4, size=(4, tokens, 3)), rng.uniform(0.5, 2, size=(8, tokens, 3))
     y, weights = rng.normal(size=(4, 1)).astype("float32"), np.array([0.0, 1.0, 0.0, 2.0])

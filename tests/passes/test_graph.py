@@ -352,7 +352,7 @@ def folded_rows_of_a_nested_model():
 
 
 def time_steps_first():
-    """Builds a base whose first random layer takes time steps as rows, as many as the smallest probe has."""
+    """Builds a base whose first random layer takes time steps as rows: 101, the first size that a probe would try."""
     inputs = keras.Input((101, 3))
     hidden = layers.Dropout(0.5)(keras.ops.transpose(layers.Dense(3)(inputs), (1, 0, 2)))
     return keras.Model(inputs, keras.ops.transpose(hidden, (1, 0, 2)))
@@ -573,7 +573,7 @@ def fold(layer, sequence):
 
 
 def embed(tokens, kind):
-    if kind == "reversible":  # both kinds have a mask only when they are called
+    if kind == "reversible":  # like the nested model below, it sets its mask only when it is called
         return layers.ReversibleEmbedding(7, 4, mask_zero=True)(tokens)
     embedding = layers.Embedding(7, 4, mask_zero=True)
     if kind == "plain":

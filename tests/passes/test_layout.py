@@ -67,7 +67,7 @@ def test_vectors_are_widened(rng):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_group_collects_the_copies_from_spread(count, rng):
+def test_group_collects_the_copies_from_repeat_all(count, rng):
     array = rng.normal(size=(4, 2)).astype("float32")
     groups = as_numpy(PassLayout(count).group(PassLayout(count).repeat_all(ops.convert_to_tensor(array))))
     assert groups.shape == (4, count, 2)
@@ -161,6 +161,6 @@ def test_fraction_below_1_rejects_data_that_cannot_be_sliced():
         PassLayout(2, 0.5).widen(Sparse())
 
 
-def test_passes_are_immutable():
+def test_a_layout_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PassLayout(2).passes = 3

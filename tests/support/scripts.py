@@ -1,6 +1,8 @@
-"""Imports the example and benchmark scripts, which belong to no package."""
+"""Imports the example and benchmark scripts, which belong to no package, and starts programs."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,3 +31,10 @@ def import_from(folder, name):
     if path not in sys.path:
         sys.path.insert(0, path)
     return importlib.import_module(name)
+
+
+def start(program, *arguments, stderr=subprocess.PIPE, **environment):
+    """Starts a program of `tests/support` in a new process, which can import the same modules as this one."""
+    command = [sys.executable, str(ROOT / "tests" / "support" / program), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)

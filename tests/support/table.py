@@ -36,9 +36,15 @@ def plain_keras():
     try:
         yield
     except Exception as error:
-        lines = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()
-        message = next((line for line in lines if line and not line.startswith("Exception encountered")), "")
-        raise Unsupported(f"plain Keras raises {type(error).__name__}: {message[:160].strip()}") from error
+        raise Unsupported(f"plain Keras raises {type(error).__name__}: {first_line(error)[:160].strip()}") from error
+
+
+def first_line(error):
+    """Returns the first line of a message that says something: not a heading, nor a line of a traceback."""
+    lines = (line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines())
+    starts, ends = ("Exception encountered", "File "), (" error:", "(most recent call last):")
+    found = (line for line in lines if line and not line.startswith(starts) and not line.endswith(ends))
+    return next(found, repr(error))[:200]
 
 
 def sparse_ce(**kwargs):

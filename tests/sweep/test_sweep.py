@@ -6,12 +6,12 @@ selects the second sixth of the models.
 """
 
 import os
-import re
 
 import keras
 import numpy as np
 import pytest
 from entries import applications, hub, keras_io, random_data
+from support.table import first_line
 
 from keras_rdrop import RDropModel
 from keras_rdrop._passes.randomness import all_layers
@@ -26,9 +26,7 @@ pytestmark = pytest.mark.slow
 
 def parameters():
     for entry in ENTRIES:
-        reason = (entry.xfail or {}).get(BACKEND)
-        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        yield pytest.param(entry, id=entry.id, marks=marks)
+        yield pytest.param(entry, id=entry.id)
 
 
 class Trial:
@@ -95,7 +93,7 @@ def test_model(entry, rng, record_property, tmp_path):
 
 
 def check_inference(trial, model):
-    """Evaluation and prediction are those of the base, and it generates."""
+    """Checks that evaluation and prediction equal those of the base, and that a language model still generates."""
     for actual, expected in zip(predictions(model, trial.x), predictions(model.base, trial.x), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
     results = model.evaluate(trial.x, trial.y, verbose=0, return_dict=True)
@@ -164,21 +162,13 @@ def predictions(model, x):
 
 
 def assert_same_update(trial, weights, expected):
-    """Deep networks with batch normalization over a few pixels amplify rounding, so all weights count at once."""
+    """Compares all updates at once: batch normalization over a few pixels amplifies rounding in single weights."""
 
     def update(values):
         return np.concatenate([np.ravel(after - before) for after, before in zip(values, trial.weights, strict=True)])
 
     difference = np.linalg.norm(update(weights) - update(expected))
     assert difference <= 1e-2 * np.linalg.norm(update(expected)) + 1e-6
-
-
-def first_line(error):
-    """Returns the first line of a message that says something: not a heading, nor a line of a traceback."""
-    lines = (line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines())
-    starts, ends = ("Exception encountered", "File "), (" error:", "(most recent call last):")
-    found = (line for line in lines if line and not line.startswith(starts) and not line.endswith(ends))
-    return next(found, repr(error))[:200]
 
 
 def test_every_class_of_keras_hub_is_covered_or_does_not_train(record_property):

@@ -23,7 +23,6 @@ class Entry:
         is_random: Whether the model draws random numbers in training.
         has_rates: Whether the model is deterministic when its dropout rates are 0.
         rows: Number of rows of the data. There are two steps per epoch.
-        xfail: The reason why the entry is known to fail, by backend.
     """
 
     family: str
@@ -34,7 +33,6 @@ class Entry:
     is_random: bool = True
     has_rates: bool = True
     rows: int = 4
-    xfail: dict[str, str] | None = None
 
     @property
     def id(self):

@@ -31,5 +31,5 @@ BUILDERS = {
     "ResNet50V2": partial(with_dropout, keras.applications.ResNet50V2),
 }  # fmt: skip
 
-# Batch normalization over few values amplifies rounding, and overflows in plain training.
+# Eight rows, because batch normalization over fewer amplifies rounding and overflows, in plain training too.
 ENTRIES = [Entry("keras.applications", name, build, rows=8) for name, build in BUILDERS.items()]

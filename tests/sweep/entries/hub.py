@@ -279,7 +279,7 @@ DO_NOT_TRAIN = {
     "StableDiffusion3TextToImage": "fit",
 }
 
-# Arguments of tasks beside `backbone`, `preprocessor` and `num_classes`.
+# Arguments of tasks besides `backbone`, `preprocessor` and `num_classes`.
 TASK_OPTIONS = {
     "VGGImageClassifier": {"pooling_hidden_dim": 8},
     "MobileNetImageClassifier": {"num_features": 16},

@@ -56,10 +56,6 @@ def pictures(rng):
     return x, rng.uniform(size=x.shape).astype("float32")
 
 
-def mean_squared_error():
-    return keras.losses.MeanSquaredError()
-
-
 def transformer_block(x, heads=2, mask=None):
     attended = layers.MultiHeadAttention(heads, 4, dropout=0.1)(x, x, attention_mask=mask)
     x = layers.LayerNormalization()(x + layers.Dropout(0.1)(attended))
@@ -221,7 +217,7 @@ def unet():
     return keras.Model(inputs, layers.Conv2D(CLASSES, 1)(x))
 
 
-@entry("denoising autoencoder", pictures, mean_squared_error)
+@entry("denoising autoencoder", pictures, keras.losses.MeanSquaredError)
 def autoencoder():
     return keras.Sequential([
         keras.Input((16, 16, 3)), layers.GaussianNoise(0.1), layers.Conv2D(4, 3, 2, padding="same", activation="relu"),
@@ -229,7 +225,7 @@ def autoencoder():
     ])  # fmt: skip
 
 
-@entry("time series with LSTM", regression, mean_squared_error)
+@entry("time series with LSTM", regression, keras.losses.MeanSquaredError)
 def timeseries():
     return keras.Sequential([keras.Input((LENGTH, 2)), layers.LSTM(8, dropout=0.2), layers.Dense(1)])
 
@@ -247,7 +243,7 @@ def conv_lstm():
     return keras.Sequential([keras.Input((3, 8, 8, 1)), layer, layers.Flatten(), layers.Dense(CLASSES)])
 
 
-@entry("OCR with CTC", lambda rng: (series(rng)[0], rng.integers(1, 5, (ROWS, 3))), lambda: keras.losses.CTC())
+@entry("OCR with CTC", lambda rng: (series(rng)[0], rng.integers(1, 5, (ROWS, 3))), keras.losses.CTC)
 def ocr():
     x = inputs = keras.Input((LENGTH, 2))
     x = layers.Bidirectional(layers.LSTM(4, return_sequences=True, dropout=0.2))(x)

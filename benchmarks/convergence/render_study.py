@@ -34,7 +34,7 @@ HEAD = """# Evidence
 
 Lines are means over the seeds, and bands one standard deviation. A dotted line marks where plain training has
 converged. A row pass is one forward and backward pass of one row. R-Drop makes half as many updates as plain training
-with the same row passes.
+with the same row passes. NLL is the negative log-likelihood, and ECE the expected calibration error.
 
 ## By task
 

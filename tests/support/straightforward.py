@@ -6,7 +6,7 @@ from keras_rdrop.divergences import SymmetricKL, symmetric_kl
 
 
 class UnoptimizedSymmetricKL(SymmetricKL):
-    """The same divergence. The library computes no subclass together with the loss."""
+    """The same divergence, by Keras operations: for a subclass, `RDropModel` does not use the kernel."""
 
 
 def cross_entropy_and_symmetric_kl(targets, logits, label_smoothing):

@@ -74,7 +74,7 @@ class PreprocessingModel(keras.Model):
         if not self._changes_predictions:
             base = self._configured_base()
             # With callbacks, this model runs the compiled function of the base, so that they get this model, which has
-            # the optimizer. Both models must then run equally many batches per call of that function.
+            # the optimizer. Both models must then run the same number of batches per call.
             if not arguments.get("callbacks") or base.steps_per_execution != self.steps_per_execution:
                 return base.predict(**arguments)
         if self._preprocesses():

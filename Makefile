@@ -22,7 +22,8 @@ demo: $(VENV)/.demo-$(KERAS_BACKEND)
 	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python examples/text_classification.py --compare --rows 400 --batch-size 16 \
 		--epochs 4
 	@echo; echo "The study, with ten seeds. A budget of 1 is 50 updates of plain training:"
-	@awk '/^- /{show=/^- .*text, 400 labels\./} /^$$/{show=0} show' docs/evidence.md | tr -s '\n ' ' ' | fold -s -w 80; echo
+	@awk '/^## /{show=$$0=="## text, 400 labels"} show && /^- /{printf "%s%s", sep, $$0; sep="\n"} \
+		show && /^  /{sub(/^ /, ""); printf "%s", $$0} END{print ""}' docs/evidence.md | fold -s -w 80
 
 # $(call on_each_backend,COMMAND) runs a command with each backend.
 on_each_backend = set -e; for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend $(1); done

@@ -38,8 +38,11 @@ with the same row passes. NLL is the negative log-likelihood, and ECE the expect
 
 ## By task
 
-{summaries}
+R-Drop by the first score of each task. The first three columns compare the best budgets, as far as training has
+converged. The last two compare R-Drop with plain training with the same row passes. The section of each task, below,
+begins with its verdicts by all scores.
 
+{by_task}
 ## Does R-Drop give a better model?
 
 Each arm is shown at the budget with its best validation score, whatever the cost. The first score of a task decides.
@@ -224,12 +227,14 @@ def answer(tasks):
         if found := verdicts_at_best(tasks, arm, baseline):
             parts = [f"{says(verdict)} on {listed(names)}" for verdict, names in found.items()]
             bullets.append(f"Against {name}, {quoted(arm)} was {listed(parts, ',')}.")
-    count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks."
+    count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks"
+    if not_converged := [f'"{results.name}"' for results in tasks if not results.has_converged]:
+        count += f", but training has not converged on {listed(not_converged)}"
     more = (
-        "These verdicts are by the first score of each task, such as accuracy. [All scores](#by-task) are below. "
-        "[Four questions](should_i_use_it.md) help you decide."
+        "These verdicts are by the first score of each task, such as accuracy. [Four questions](should_i_use_it.md) "
+        "help you decide."
     )
-    return "\n\n".join([wrap(f"{first} {count}"), "\n".join(map(bullet, bullets)), wrap(more)])
+    return "\n\n".join([wrap(f"{first} {count}."), "\n".join(map(bullet, bullets)), wrap(more)])
 
 
 def verdicts_at_best(tasks, arm, baseline):
@@ -250,9 +255,10 @@ def at_equal_compute(tasks):
         if by_verdict["better"]:
             better.append(f'{budgets(by_verdict["better"])} of "{results.name}"')
         worse += str(results.common_rungs()[0]) in by_verdict["worse"]
+    where = "each task" if worse == len(tasks) else f"{worse} of {len(tasks)} tasks"
     return (
         f"With the same row passes, R-Drop was better at {listed(better) if better else 'no budget'}, and worse at the "
-        f"smallest budget of {worse} of {len(tasks)} tasks."
+        f"smallest budget of {where}."
     )
 
 
@@ -265,25 +271,37 @@ def bullet(text):
 
 
 def summary(results):
-    """Compares R-Drop with plain training on one task: at the best budget of each, and with the same row passes."""
+    """Compares the arms on one task: at the best budget of each, and with the same row passes."""
     sentences = []
     if results.has_converged:
         sentences.append(f"At the best budget of each, R-Drop was {by_score(results, 'R-Drop')}.")
         for arm, baseline in BASELINES.items():
-            found = [f"{quoted(other)} was {by_score(results, other, arm)}" for other in compared_with(results, arm)]
-            if found:
-                sentences.append(f"Against {baseline.name}, {listed(found, ',')}.")
-        sentences += [f"{quoted(arm)} was {by_score(results, arm)}." for arm in CHEAP if results.rungs(arm)]
+            for other in compared_with(results, arm):
+                sentences.append(f"Against {baseline.name}, {quoted(other)} was {by_score(results, other, arm)}.")
+        for arm in CHEAP:
+            if results.has_all_rungs(arm):
+                sentences.append(f"Against plain training, {quoted(arm)} was {by_score(results, arm)}.")
     else:
         names = {"plain": "plain training", "R-Drop": "R-Drop"}
-        missing = [names[arm] for arm in DECIDING if results.converged_at[arm] is None]
-        sentences.append(f"The best models are not known yet: {listed(missing)} may gain from a larger budget.")
-    subjects = "With the same row passes, the {} of R-Drop", "Its {}"
+        missing = listed([names[arm] for arm in DECIDING if results.converged_at[arm] is None])
+        is_last = results.common_rungs() == list(results.task.rungs)
+        budget = "the largest budget of the protocol" if is_last else "the largest budget so far"
+        sentences.append(f"The best models are not known: {missing} had not converged at {budget}.")
+    arms = [arm for arm in arms_of(results.name) if arm == "R-Drop" or (arm != "plain" and not results.has_converged)]
+    sentences += [by_budget(results, arm) for arm in arms if results.rungs(arm)]
+    return "\n".join(map(bullet, sentences))
+
+
+def by_budget(results, arm):
+    """Compares an arm with plain training with the same row passes, by the first two scores."""
+    sentences = []
+    subjects = f"With the same row passes, the {{}} of {quoted(arm)}", "Its {}"
     for subject, name in zip(subjects, results.names, strict=False):
-        found = [f"{says(verdict)} at {budgets(rungs)}" for verdict, rungs in verdicts(results, name).items() if rungs]
+        by_verdict = verdicts(results, name, arm)
+        found = [f"{says(verdict)} at {budgets(rungs)}" for verdict, rungs in by_verdict.items() if rungs]
         noun = f"{name} correlation" if name in ("Pearson", "Spearman") else name
         sentences.append(f"{subject.format(noun)} was {listed(found, ',')}.")
-    return bullet(" ".join([f"**{results.name}.**", *sentences]))
+    return " ".join(sentences)
 
 
 def compared_with(results, baseline):
@@ -315,10 +333,28 @@ def by_score(results, arm, baseline="plain"):
     return listed([f"{says(verdict)} by {listed(parts)}" for verdict, parts in found.items()], ",")
 
 
-def verdicts(results, name):
-    """Returns the budgets of each verdict on R-Drop and plain training with the same row passes, as a dict of lists."""
-    found = {rung: results.compare("R-Drop", rung, rung, name).verdict for rung in results.common_rungs()}
+def verdicts(results, name, arm="R-Drop"):
+    """Returns the budgets of each verdict on an arm and plain training with the same row passes, as a dict of lists."""
+    common = [rung for rung in results.rungs("plain") if rung in results.rungs(arm)]
+    found = {rung: results.compare(arm, rung, rung, name).verdict for rung in common}
     return {verdict: [str(rung) for rung in found if found[rung] == verdict] for verdict in VERDICTS}
+
+
+def table_of_tasks(tasks):
+    """One line per task: the verdicts on R-Drop by the deciding score."""
+    lines = []
+    for results in tasks:
+        cells = []
+        for baseline in ("plain", *BASELINES):
+            is_known = results.has_converged and results.has_all_rungs(baseline)
+            cells.append(results.compare_best("R-Drop", baseline=baseline).verdict if is_known else "")
+        if not results.has_converged:
+            cells[0] = "not converged"
+        by_verdict = verdicts(results, results.names[0])
+        cells += [", ".join(by_verdict[verdict]) for verdict in ("better", "worse")]
+        lines.append([results.name, results.names[0], *cells])
+    against = ["against plain", "against alpha 0", "against label smoothing"]
+    return markdown_table(["task", "score", *against, "better at budget", "worse at budget"], lines)
 
 
 def table_of_claims(tasks):
@@ -429,7 +465,7 @@ def render(folder):
     tasks = load_tasks(folder)
     references = json.loads((folder / "reference.json").read_text())["scores"]
     parts = [
-        HEAD.format(answer=answer(tasks), summaries="\n".join(map(summary, tasks))),
+        HEAD.format(answer=answer(tasks), by_task=table_of_tasks(tasks)),
         table_of_claims(tasks),
         COMPARISONS,
         EQUAL,
@@ -444,10 +480,11 @@ def render(folder):
             parts += [baseline.section, table_against(arm, compared)]
     parts.append(METHOD.format(finished=len(tasks), planned=len(TASKS)))
     for results in tasks:
-        parts.append(f"## {results.name}\n\nMean ± standard deviation over {results.task.seeds} seeds.\n")
+        seeds = f"Mean ± standard deviation over {results.task.seeds} seeds."
+        parts.append(f"## {results.name}\n\n{summary(results)}\n\n{seeds}\n")
         parts.append(table_of_arms(results, references.get(results.name)))
-        seeds = " and ".join(map(str, TUNING_SEEDS))
-        parts.append(f"The trials, with the seeds {seeds}. The settings in bold were used for all seeds.\n")
+        trial_seeds = " and ".join(map(str, TUNING_SEEDS))
+        parts.append(f"The trials, with the seeds {trial_seeds}. The settings in bold were used for all seeds.\n")
         parts.append(table_of_trials(results))
     return "\n".join(parts)
 

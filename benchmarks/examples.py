@@ -32,11 +32,12 @@ KEPT = ("backend", "versions", "peak_memory_gb", "results")
 
 PARAGRAPHS = """# What the examples do
 
-With R-Drop, each task trains in {shortest:.0f} to {longest:.0f} minutes on two CPU cores.
+These runs show that the examples work, and how long they take. They do not show whether R-Drop helps: each has one \
+seed, and plain training got half the row passes. For that, see [Evidence](evidence.md).
 
-The table shows each script with `--compare`, its default settings and seed 0. R-Drop takes as many steps as plain \
-training, and so twice the row passes. `--compare` also trains `plain, longer`, for the same row passes, which was not \
-measured here. One seed does not show which of them is better: see [Evidence](evidence.md).
+With R-Drop, each task trains in {shortest:.0f} to {longest:.0f} minutes on two CPU cores. The table shows each script \
+with `--compare`, its default settings and seed 0. R-Drop takes as many steps as plain training. `--compare` also \
+trains `plain, longer`, for the same row passes, which was not measured here.
 
 {table}
 
@@ -50,7 +51,7 @@ are those of `python -m sacrebleu references.txt -i translations.txt -m bleu chr
 
 ## Rows without a label
 
-`{command}` trains on 1 % of the labels. Plain training reaches an accuracy of {plain[accuracy]:.3f} and an NLL of \
+`{command}` trains on 90 labels. Plain training reaches an accuracy of {plain[accuracy]:.3f} and an NLL of \
 {plain[NLL]:.3f}. R-Drop with 1,000 more rows without a label reaches {rdrop[accuracy]:.3f} and {rdrop[NLL]:.3f}. It \
 takes {row_passes:.0f} times the row passes, so this shows that R-Drop can train on such rows, not how much they help.
 

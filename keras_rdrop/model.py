@@ -73,11 +73,11 @@ class RDropModel(PreprocessingModel):
             for binary cross-entropy, `MeanSquaredDifference` for regression losses. For CTC it is the sum of
             `SymmetricKL` over the frames of a sequence (CR-CTC, arXiv:2410.05101); masked frames are excluded from the
             loss too.
-        unlabelled: Number that marks unlabelled targets, for semi-supervised training. In `fit`, elements with this
-            target have weight 0 in the loss, and count in the divergence. A vector of targets is unlabelled if all of
-            it has this value. A vector with some such elements is an ordinary target. `None`: all targets are labels.
-            With `class_weight`, targets must be integers. Training metrics treat the marker as any other target.
-            Validation data must not contain it.
+        unlabelled: Number that marks unlabelled targets, for semi-supervised training. In training, elements with
+            this target have weight 0 in the loss, and count in the divergence. A vector of targets is unlabelled if all
+            of it has this value. A vector with some such elements is an ordinary target. `None`: all targets are
+            labels. With `class_weight`, targets must be integers. Training metrics treat the marker as any other
+            target. Validation data must not contain it.
         share_prefix: Whether the layers of a Functional or Sequential base before the first random layer run once per
             row instead of once per pass. The result is the same, at a lower cost; see `describe_passes`. `False`
             repeats the rows at the inputs, as for a subclassed base. Use it if a rate is raised from 0 during `fit` or

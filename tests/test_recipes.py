@@ -111,7 +111,7 @@ def test_the_table_lists_every_recipe(capsys, monkeypatch):
     for name in RECIPES:
         assert name in printed
     assert all(word in printed for word in ("learning", "0.1,", "0.5,", "300,000", "perplexity", "37.25"))
-    assert "A dash marks a number that the paper does not state." in printed
+    assert "A dash marks a number that the sources do not state." in printed
     assert "iwslt14-en-de  5      0.3      0.0005    300,000  BLEU         -       -" in printed
     assert "…" not in printed
 

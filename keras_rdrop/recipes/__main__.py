@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    console.print("\nA dash marks a number that the paper does not state.")
+    console.print("\nA dash marks a number that the sources do not state.")
     console.print("`keras_rdrop.recipes.RECIPES` holds the other settings and all sources.")
 
 

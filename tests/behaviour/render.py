@@ -15,10 +15,9 @@ INTRODUCTION = """\
 
 `RDropModel` trains models as Keras does, and raises an error for [what it does not support](#bad-input). Each cell
 shows the results of one test on TensorFlow, JAX and PyTorch, in this order. `make behaviour` runs the tests and writes
-this page.
+this page. It last ran on {dates}.
 
-✓ passes · ✗ fails · - not run, for a reason given below the table · ? no result · empty: the row does not apply to this
-kind of base
+✓ passes · ✗ fails · - not run, for a reason given below the table · ? no result · empty: not for this kind of base
 """
 REASONS = "\nNot run, with the reason:\n"
 BAD_INPUT = """
@@ -38,11 +37,14 @@ def read(paths):
         paths: JUnit XML files, one per backend.
 
     Returns:
-        Three dicts: marks and reasons by row, kind and backend, and results of bad input by input and backend.
+        Three dicts, of marks and reasons by row, kind and backend, and of results of bad input by input and backend;
+        and the dates of the reports.
     """
-    marks, reasons, bad_input = {}, {}, {}
+    marks, reasons, bad_input, dates = {}, {}, {}, set()
     for path in paths:
-        for case in ElementTree.parse(path).iter("testcase"):
+        report = ElementTree.parse(path)
+        dates.add(report.find(".//testsuite").get("timestamp")[:10])
+        for case in report.iter("testcase"):
             properties = {p.get("name"): p.get("value") for p in case.iter("property")}
             if "bad_input" in properties:
                 given, result, backend = properties["bad_input"].split("|")
@@ -53,11 +55,12 @@ def read(paths):
                 marks[cell] = "✗" if failed else "-" if "unsupported" in properties else "✓"
                 if "unsupported" in properties:
                     reasons[cell] = properties["unsupported"]
-    return marks, reasons, bad_input
+    return marks, reasons, bad_input, dates
 
 
-def render(marks, reasons, bad_input):
-    lines = [INTRODUCTION, f"| row | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
+def render(marks, reasons, bad_input, dates):
+    introduction = INTRODUCTION.format(dates=" and ".join(sorted(dates)))
+    lines = [introduction, f"| feature | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
     for row in dict.fromkeys(row for row, _, _ in marks):
         kinds = {kind for name, kind, _ in marks if name == row}
         cells = [

@@ -26,6 +26,7 @@ BACKEND = keras.backend.backend()
 RUNS = {
     "TensorFlow": BACKEND == "tensorflow",
     "JAX": BACKEND == "jax",
+    "Custom training loop on JAX": BACKEND == "jax",
     "PyTorch, before Keras 3.16": BACKEND == "torch" and not distributes_torch(),
     "PyTorch, from Keras 3.16 on": BACKEND == "torch" and distributes_torch(),
 }
@@ -71,7 +72,9 @@ def tiny_presets(monkeypatch):
         return tasks.image_classifier(dropout=dropout_rate).backbone
 
     def vit_classifier(preset, *, backbone, num_classes):
-        return keras_hub.models.ViTImageClassifier(backbone, num_classes=num_classes)
+        converter = keras_hub.layers.ViTImageConverter(scale=1 / 127.5, offset=-1)
+        preprocessor = keras_hub.models.ViTImageClassifierPreprocessor(converter)
+        return keras_hub.models.ViTImageClassifier(backbone, preprocessor=preprocessor, num_classes=num_classes)
 
     monkeypatch.setattr(keras_hub.models.ViTBackbone, "from_preset", vit)
     monkeypatch.setattr(keras_hub.models.ViTImageClassifier, "from_preset", vit_classifier)
@@ -99,22 +102,11 @@ def pages():
 @pytest.mark.parametrize("page", pages())
 def test_python_blocks_run(page, tmp_path, monkeypatch, rng, tiny_presets, one_device):
     monkeypatch.chdir(tmp_path)
-    x = rng.normal(size=(64, 20)).astype("float32")
-    namespace = {"x": x, "y": (x @ rng.normal(size=(20, 10))).argmax(axis=1), "np": np}
-    if page not in FIRST_PAGES:
-
-        def build_base():
-            return keras.Sequential([keras.layers.Dropout(0.3), keras.layers.Dense(10)])
-
-        texts = ["a good film", "the bad movie", "the the", "the film"]
-        data = {
-            "base": build_base(),
-            "build_base": build_base,
-            "texts": texts,
-            "labels": np.array([1, 0, 2, 1]),
-            "summaries": ["the", "e", "th", "t"],
-        }
-        namespace |= {"keras": keras, "keras_rdrop": keras_rdrop, "RDropModel": RDropModel} | data
+    namespace = {}
+    if page in FIRST_PAGES:
+        namespace |= {"x": rng.normal(size=(64, 20)).astype("float32"), "y": np.arange(64) % 10}
+    else:
+        exec(python_blocks("docs/guides.md")[0], namespace)
     for block in python_blocks(page):
         exec(compile(block, page, "exec"), namespace)
 

@@ -488,7 +488,7 @@ def test_random_objectives_equal_the_reference(
     y_pred = keras.ops.convert_to_tensor(np.stack(logits, axis=1).reshape(-1, *logits.shape[2:]))
     if masked:
         y_pred = MASKED(y_pred, mask=keras.ops.convert_to_tensor(widened(mask)))
-    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(passes))
+    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(passes, rows=rows))
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=0 if ignored else None, reduction=reduction
     )

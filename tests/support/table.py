@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import textwrap
 
 import keras
 import numpy as np
@@ -36,7 +37,8 @@ def plain_keras():
     try:
         yield
     except Exception as error:
-        raise Unsupported(f"plain Keras raises {type(error).__name__}: {first_line(error)[:160].strip()}") from error
+        message = textwrap.shorten(first_line(error), 160, placeholder=" ...")
+        raise Unsupported(f"plain Keras raises {type(error).__name__}: {message}") from error
 
 
 def first_line(error):

@@ -18,9 +18,9 @@ TITLES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 INTRODUCTION = """\
 # Models
 
-`make sweep` builds each model from a tiny configuration and trains it with plain Keras, then with `RDropModel`.
-
 {answer}
+
+`make sweep` builds each model from a tiny configuration and trains it with plain Keras, then with `RDropModel`.
 
 A model works if all of this holds. `fit` gives a divergence above 0. `evaluate` and `predict` equal those of the base.
 Saving and loading changes no prediction. With its dropout rates at 0, `alpha=0` gives the weights of plain training.
@@ -80,9 +80,10 @@ def render(results):
 def _answer(backend, cells, dates):
     counts = Counter(result.split(" (")[0] for (_, _, name), result in cells.items() if name == backend)
     trainable = sum(counts.values()) - counts["Keras itself cannot"]
-    refused = f", {counts['refused']} raise an error that says why" if counts["refused"] else ""
+    refused = f", and refuses {counts['refused']}" if counts["refused"] else ""
     when = " to ".join(dict.fromkeys((min(dates), max(dates))))
-    return f"- {TITLES[backend]}: {counts['works']} of the {trainable} models that Keras trains work{refused} ({when})."
+    trains = f"`RDropModel` trains {counts['works']} of the {trainable} models that Keras trains"
+    return f"- {TITLES[backend]}: {trains}{refused} ({when})."
 
 
 def _cell(result, reasons):

@@ -21,7 +21,7 @@ def test_reports_are_added_to_the_results(tmp_path):
             assert "| Bert | BertMaskedLM | not run | fails | works |" in models_page.render(results)
     page = models_page.render(results)
     assert "| Bert | BertMaskedLM | not run | works | works |" in page
-    assert "- JAX: 1 of the 1 models that Keras trains work (2026-01-03)." in page
+    assert "- JAX: `RDropModel` trains 1 of the 1 models that Keras trains (2026-01-03)." in page
 
 
 def test_the_page_shows_the_results():

@@ -20,22 +20,16 @@ def _devices() -> list[str]:
     return [*(f"{torch.accelerator.current_accelerator()}:{number}" for number in accelerators), "cpu"]
 
 
-def _keras_hub() -> str:
-    try:
-        return importlib.metadata.version("keras-hub")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def main(argv: list[str] | None = None) -> None:
     """Prints one line per fact, at most 80 columns wide."""
     argparse.ArgumentParser("python -m keras_rdrop", description=__doc__).parse_args(argv)
     backend = keras.backend.backend()
+    hub = next(iter(importlib.metadata.distributions(name="keras-hub")), None)
     facts = {
         "keras-rdrop": keras_rdrop.__version__,
         "Keras": keras.__version__,
         "backend": f"{backend} {importlib.import_module(backend).__version__}",
-        "KerasHub": _keras_hub(),
+        "KerasHub": hub.version if hub else "not installed",
         "Python": platform.python_version(),
         "platform": platform.platform(),
         "devices": ", ".join(_devices()),

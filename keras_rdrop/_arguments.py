@@ -24,6 +24,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def is_integer(value: Any, minimum: int) -> bool:
+    """Whether a value is an integer of Python or NumPy of at least `minimum`. A bool is not."""
+    return is_number(value) and isinstance(value, numbers.Integral) and int(value) >= minimum
+
+
 def is_finite(value: Any) -> bool:
     """Whether a value is a real number, and as a float32 neither infinite nor NaN."""
     return is_number(value) and abs(value) <= float(np.finfo("float32").max)
@@ -49,23 +54,20 @@ def require_rows(data: Any, rows: Any) -> Any:
         return data
     import tensorflow as tf
 
-    def is_known(leaf: Any) -> bool:
-        return (
-            not isinstance(leaf, tf.Tensor)
-            or not leaf.shape.rank
-            or (isinstance(rows, int) and leaf.shape[0] is not None)
-        )
+    def is_unknown(leaf: Any) -> bool:
+        has_rows = isinstance(leaf, tf.Tensor) and bool(leaf.shape.rank)
+        return has_rows and not (isinstance(rows, int) and leaf.shape[0] is not None)
 
-    received = [tf.shape(leaf)[0] for leaf in tree.flatten(data) if not is_known(leaf)]
+    received = [tf.shape(leaf)[0] for leaf in tree.flatten(data) if is_unknown(leaf)]
     if not received:
         return data
     is_equal = tf.reduce_all(tf.equal(received, rows))
     assertion = tf.debugging.Assert(is_equal, [_SAME_ROWS, "Received:", *received, "rows"], name="check_rows")
 
     def require(leaf: Any) -> Any:
-        # XLA leaves out the assertion, but not the error of a reshape. Without XLA, TensorFlow would leave out a
-        # reshape without `identity`, and run the step beside the check.
-        return leaf if is_known(leaf) else tf.reshape(tf.identity(leaf), (rows, *ops.shape(leaf)[1:]))
+        # XLA removes the assertion, but not the error of a reshape. Without XLA and without `identity`, TensorFlow
+        # would remove the reshape and run the step in parallel with the check.
+        return tf.reshape(tf.identity(leaf), (rows, *ops.shape(leaf)[1:])) if is_unknown(leaf) else leaf
 
     with tf.name_scope("check_rows"), tf.control_dependencies([assertion]):
         return tree.map_structure(require, data)

@@ -1,6 +1,5 @@
 """Checks of the base. Errors refuse what R-Drop cannot train, and warnings name what looks like a mistake."""
 
-import itertools
 import warnings
 from typing import Any
 
@@ -37,7 +36,7 @@ def check_base(base: keras.Model) -> None:
             )
     # A model keeps the metrics of its attributes in a list. `base.metrics` has those of `compile` too.
     lists = [value for value in vars(base).values() if isinstance(value, list)]
-    metrics = [value for value in itertools.chain(*lists) if isinstance(value, keras.metrics.Metric)]
+    metrics = [item for value in lists for item in value if isinstance(item, keras.metrics.Metric)]
     if metrics:
         raise ValueError(
             "Expected `base` to have no metrics of its own, because they would not be reported. Pass them to "
@@ -86,7 +85,7 @@ def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
 
 def warn_of_shared_noise(base: keras.Model) -> None:
     """Warns of layers that draw noise for the batch instead of for each row."""
-    for layer in filter(randomness.shares_noise, randomness.stochastic_layers(base)):
+    for layer in filter(randomness.shares_noise, filter(randomness.is_stochastic, randomness.all_layers(base))):
         message = "applies the same noise to every row, so it adds nothing to the divergence between the passes."
         warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
 

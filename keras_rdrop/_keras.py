@@ -1,8 +1,4 @@
-"""What Keras does not offer, built with its public API.
-
-It has a signature for overrides, the dtype of a loss, the device of a tensor, masks that can be read and set, a
-reduction of values that exist already, the function of a loss, and variables that survive an error on JAX.
-"""
+"""What Keras does not offer, or keeps private, built with its public API."""
 
 import functools
 import inspect
@@ -189,7 +185,7 @@ def get_loss_function(loss: keras.losses.Loss) -> Callable[..., Tensor] | None:
 
 
 def is_by_row(loss: keras.losses.Loss) -> bool:
-    """Whether a loss computes each row of a batch on its own, as most losses of Keras do. Any other code may not."""
+    """Whether a loss computes each row of a batch on its own, as most losses of Keras do. Other code may not do so."""
     function = get_loss_function(loss)
     packages = {package_of(type(loss)), package_of(function or type(loss))}
     is_known = packages <= {"keras", "keras_rdrop"} and loss.get_config().get("axis") != 0

@@ -4,7 +4,6 @@ Such a base has `preprocess_samples(x, y, sample_weight)`, which its own `fit` a
 """
 
 import contextlib
-import functools
 import weakref
 from typing import Any
 
@@ -153,9 +152,9 @@ class _Rows(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Any:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         batch = _take(self._data, rows)
-        # Keras does not accept lists beside ragged tensors.
-        convert = functools.partial(_convert_strings, as_tensors=any(map(is_ragged, tree.flatten(batch))))
-        return self._base.preprocess_samples(*tree.map_structure(convert, batch))
+        as_tensors = any(map(is_ragged, tree.flatten(batch)))  # Keras does not accept lists beside ragged tensors
+        batch = tree.map_structure(lambda array: _convert_strings(array, as_tensors), batch)
+        return self._base.preprocess_samples(*batch)
 
     def on_epoch_end(self) -> None:
         if self._shuffle:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import numbers
 import warnings
 from typing import Any
 
@@ -10,7 +9,7 @@ import keras
 from keras import ops, tree
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_rdrop._arguments import check, check_same_rows, is_finite, require_rows
+from keras_rdrop._arguments import check, check_same_rows, is_finite, is_integer, require_rows
 from keras_rdrop._base import check_base, is_unbuilt_sequential, pairs_rows, warn_of_activation, warn_of_shared_noise
 from keras_rdrop._keras import (
     Tensor,
@@ -135,7 +134,7 @@ class RDropModel(PreprocessingModel):
         name: str | None = None,
     ) -> None:
         check_base(base)
-        check("passes", passes, isinstance(passes, numbers.Integral) and passes >= 2, "an integer >= 2")
+        check("passes", passes, is_integer(passes, 2), "an integer >= 2")
         check("fraction", fraction, is_finite(fraction) and 0.001 <= fraction <= 1, "a float in [0.001, 1]")
         check("unlabelled", unlabelled, unlabelled is None or is_finite(unlabelled), "a finite number or None")
         check("share_prefix", share_prefix, isinstance(share_prefix, bool), "a bool")
@@ -210,15 +209,14 @@ class RDropModel(PreprocessingModel):
         ```
         """
         if loss is None or loss == "auto":  # the default of KerasHub's tasks
-            expected = "Expected `loss` in `compile()`, which the divergence depends on"
-            raise ValueError(f"{expected}. Received: loss={loss!r}")
-        output_names: Any = getattr(self, "output_names", None)
+            raise ValueError(f"Expected `loss` in `compile()`: the divergence depends on it. Received: loss={loss!r}")
         for metric in [*tree.flatten((args, kwargs)), *self.base.metrics]:
             if "divergence" in (getattr(metric, "name", None), getattr(metric, "__name__", None)):
                 raise ValueError(
                     "Expected metrics with names other than 'divergence', which the logs use for the divergence. "
                     f"Received: {metric!r}"
                 )
+        output_names: Any = getattr(self, "output_names", None)
         losses = loss
         is_by_name = isinstance(loss, dict) and output_names is not None and set(loss) == set(output_names)
         # Keras takes lists in the order of the outputs. An own `call` may return a dict.
@@ -227,15 +225,15 @@ class RDropModel(PreprocessingModel):
         loss_weights = pairing.sort_by_output("loss_weights", loss_weights, losses, output_names)
         divergence = pairing.sort_by_output("divergence", self.divergence, losses, output_names)
         output_losses = pairing.output_losses(losses, divergence, loss_weights, self._current, self.unlabelled)
-        if self.fuse_head and not all(map(pairing.supports_last_layer, tree.flatten(output_losses))):
+        terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
+        if self.fuse_head and not all(found and found.supports_last_layer for found in terms):
             required = "`SparseCategoricalCrossentropy(from_logits=True)` with its symmetric KL, and no other loss"
             raise ValueError(f"Expected `loss` to be {required}, as required by fuse_head=True. Received: loss={loss}")
         super().compile(optimizer, output_losses, loss_weights, *args, **kwargs)
         for name in ("train_function", "test_function", "predict_function", "generate_function"):
             if hasattr(self.base, name):  # language models of KerasHub have the last one; the base may have changed
                 setattr(self.base, name, None)
-        self.loss, self._pairs_rows, self._adds_divergence = loss, None, False
-        self._terms = [output_loss and output_loss.terms for output_loss in tree.flatten(output_losses)]
+        self.loss, self._terms, self._pairs_rows, self._adds_divergence = loss, terms, None, False
 
     @overrides(keras.Model.fit)
     def fit(self, **arguments: Any) -> Any:
@@ -423,15 +421,9 @@ class RDropModel(PreprocessingModel):
         keras_rdrop.RDropModel(base).load_weights("base.weights.h5")
         ```
         """
-        if not self.base.built:  # nothing would be loaded
-            raise ValueError(
-                f"Expected a base that has been built. Received: base={self.base!r}. Call this model on a batch first."
-            )
-        if self._has_own("call", "build") and not self.built:
-            expected = (
-                "Expected a model that has been built, because its class may have weights besides those of the base"
-            )
-            raise ValueError(f"{expected}. Received: {self!r}. Call it on a batch first.")
+        check("base", self.base, self.base.built, "built. Call this model on a batch first")
+        is_built = self.built or not self._has_own("call", "build")
+        check("model", self, is_built, "built, because its class may have more weights. Call it on a batch first")
         self.built = True  # the base may have been built after this model was created
         try:
             super().load_weights(filepath, *args, **kwargs)
@@ -565,7 +557,7 @@ class RDropModel(PreprocessingModel):
         return ops.convert_to_tensor(self.divergence_tracker.alpha)
 
     def _check_pairs_of_rows(self, x: Any, y_pred: Any) -> None:
-        """Finds out in the first call whether the outputs pair rows with each other, and refuses it in training.
+        """Finds out in the first call whether the outputs pair rows with each other, and refuses them in training.
 
         Keras makes the first call when it builds the loss: on TensorFlow in the first step, otherwise before it. The
         check calls the base, which clears the losses that its layers added, so it must come after the loss.
@@ -584,7 +576,7 @@ class RDropModel(PreprocessingModel):
             )
 
     def _warn_of_no_effect(self, what: str) -> None:
-        """Warns that R-Drop has no effect, once per `compile`."""
+        """Warns that R-Drop has no effect, once per training function."""
         if self._no_effect_warning_is_due and self.alpha != 0:
             self._no_effect_warning_is_due = False
             expected = "Expected dropout with a rate above 0, noise or random augmentation."
@@ -592,8 +584,8 @@ class RDropModel(PreprocessingModel):
             warnings.warn(message, stacklevel=2)
 
 
-# On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference. It is
-# compared with a loss below 1, because in regression the predictions may be tiny.
+# On PyTorch, equal rows of a batch may be rounded differently. The divergence is quadratic in the difference. If the
+# loss is below 1, the limit is relative to it, because in regression the predictions may be tiny.
 _ROUNDING = 1e-10
 
 

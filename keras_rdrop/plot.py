@@ -2,13 +2,12 @@
 
 import functools
 import io
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_rdrop._arguments import check
+from keras_rdrop._arguments import check, is_integer
 
 
 def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_per_epoch: int = 1) -> Any:
@@ -44,8 +43,7 @@ def plot_history(history: Any, alpha: Callable[[int], Any] | None = None, steps_
     logs_types = (dict, keras.callbacks.History)
     check("history", history, isinstance(history, logs_types), "a `keras.callbacks.History` or a dict")
     check("alpha", alpha, alpha is None or callable(alpha), "a function of the number of steps, or None")
-    is_valid = isinstance(steps_per_epoch, numbers.Integral) and steps_per_epoch >= 1
-    check("steps_per_epoch", steps_per_epoch, is_valid, "a positive integer")
+    check("steps_per_epoch", steps_per_epoch, is_integer(steps_per_epoch, 1), "a positive integer")
     is_single = not isinstance(history, dict) or not any(isinstance(logs, logs_types) for logs in history.values())
     by_name = {"": history} if is_single else history
     histories, epochs = {}, {}

@@ -45,9 +45,6 @@ def test_long_lines_wrap_at_80_columns(capsys, monkeypatch):
 
 
 def test_without_keras_hub(capsys, monkeypatch):
-    def version(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter(()))
     __main__.main([])
     assert facts(capsys.readouterr().out)["KerasHub"] == "not installed"

@@ -23,7 +23,7 @@ _BACKEND = keras.backend.backend()
 _CHUNK_CPU, _CHUNK_GPU = 2**24, 2**31
 # Blocks of rows in which the gradient of the kernel is updated.
 _BLOCKS = 4
-# This limits the padding at small vocabularies.
+# The largest number of rows per chunk. It limits the padding at small vocabularies.
 _MAX_ROWS_CPU, _MAX_ROWS_GPU = 256, 8192
 
 

@@ -49,7 +49,7 @@ class OutputLoss(Loss):
             (sample_weight,) = sample_weight
         self._check_rows(y_pred, step.layout.widened_rows)
         self._check_shapes(y_true, y_pred, sample_weight)
-        batch = OutputBatch(y_true, y_true, y_pred, sample_weight, sample_weight)
+        batch = OutputBatch(y_true, y_pred, sample_weight, sample_weight)
         if self.unlabelled is not None:
             batch = self._exclude_unlabelled(batch)
         loss, divergence = self.terms(step, batch)
@@ -80,7 +80,7 @@ class OutputLoss(Loss):
             # Both terms get weights of one shape, because some reductions divide by the sum of the weights.
             sample_weight = sample_weight * ops.ones_like(weights, dtype=sample_weight.dtype)
             weights = sample_weight * ops.cast(weights, sample_weight.dtype)
-        return OutputBatch(y_true, labels, batch.y_pred, weights, sample_weight)
+        return OutputBatch(labels, batch.y_pred, weights, sample_weight)
 
     def _target_axis(self, y_true: Tensor, y_pred: Tensor) -> int | None:
         """Returns the axis over which a target is a vector, or `None` if each number is a target."""
@@ -158,7 +158,8 @@ class OutputLoss(Loss):
         if not isinstance(self.divergence, _Divergence):
             return
         axis, shape = self.divergence.options["axis"], tuple(y_pred.shape)
-        rank = max(2, len(shape))  # with one number per row, the divergence adds an axis
+        sizes = shape if len(shape) > 1 else (*shape, 1)  # with one number per row, the divergence adds an axis
+        rank = len(sizes)
         if not all(isinstance(index, int) and 0 < abs(index) < rank for index in tree.flatten(axis)):
             raise ValueError(
                 "Expected the axis of `divergence` to be an axis of the predictions other than the first, which is "
@@ -168,12 +169,12 @@ class OutputLoss(Loss):
             return
         if isinstance(self.loss, (CategoricalCrossentropy, CategoricalFocalCrossentropy)):
             loss_axis = self.loss.get_config().get("axis", -1)
-            if (axis - loss_axis) % len(shape):
+            if (axis - loss_axis) % rank:
                 raise ValueError(
                     f"Expected `divergence` to have the axis of the loss, axis={loss_axis}. Received: axis={axis} and "
                     f"predictions of shape {shape}"
                 )
-        if shape[axis] == 1:
+        if sizes[axis] == 1:
             raise ValueError(
                 "Expected predictions of two or more classes, because `SymmetricKL` of one class is always 0. For one "
                 f"unit, use divergence='bernoulli_symmetric_kl'. Received: predictions of shape {shape}"

@@ -9,11 +9,10 @@ from keras.losses import Loss, SparseCategoricalCrossentropy
 from keras_rdrop import divergences
 from keras_rdrop._keras import Tensor, get_loss, get_loss_function, has_own_call
 from keras_rdrop._objective.output_loss import CTCOutputLoss, OutputLoss
-from keras_rdrop._objective.terms import JointTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL, _Divergence
 
-_KL = (SymmetricKL, BernoulliSymmetricKL)
+_WITH_FROM_LOGITS = (SymmetricKL, BernoulliSymmetricKL)
 _DIVERGENCE_OF_LOSS = {
     keras.losses.categorical_crossentropy: SymmetricKL,
     keras.losses.categorical_focal_crossentropy: SymmetricKL,
@@ -106,11 +105,6 @@ def check_divergence(divergence: Any) -> None:
             divergences.get(leaf)
 
 
-def supports_last_layer(output_loss: OutputLoss | None) -> bool:
-    """Whether the terms of an output can be computed from the features that the last layer takes."""
-    return output_loss is not None and isinstance(output_loss.terms, JointTerms) and output_loss.terms.is_sparse
-
-
 def takes_logits(loss: Loss) -> bool | None:
     """Whether a loss takes logits as predictions, or `None` if it is not known to take logits or probabilities."""
     if _is_ctc(loss):
@@ -119,7 +113,8 @@ def takes_logits(loss: Loss) -> bool | None:
         return False
     function = get_loss_function(loss)
     # A loss that is given as a function or by its name has no `from_logits` and takes probabilities.
-    return loss.get_config().get("from_logits", False if _DIVERGENCE_OF_LOSS.get(function) in _KL else None)
+    default = False if _DIVERGENCE_OF_LOSS.get(function) in _WITH_FROM_LOGITS else None
+    return loss.get_config().get("from_logits", default)
 
 
 def takes_distributions(loss: Loss) -> bool:
@@ -197,8 +192,8 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
             f"Received: the loss '{loss.name}' and divergence={identifier!r}"
         )
     # A subclass with its own `call` may compute probabilities itself, whatever the default of `from_logits`.
-    is_unknown = inferred not in _KL or (has_own_call(loss) and not takes_logits(loss))
-    if requested in _KL and is_unknown:
+    is_unknown = inferred not in _WITH_FROM_LOGITS or (has_own_call(loss) and not takes_logits(loss))
+    if requested in _WITH_FROM_LOGITS and is_unknown:
         raise ValueError(
             f"Expected a loss from which {identifier!r} can take `from_logits`, or the divergence "
             f"`keras_rdrop.divergences.{requested.__name__}(from_logits=...)`. "
@@ -208,7 +203,7 @@ def _get_divergence(identifier: Any, loss: Loss) -> Loss | None:
         _check_last_axis(loss)
     axis = loss.get_config().get("axis", -1)
     kwargs = {"axis": -1 if axis is None else axis, "reduction": loss.reduction}  # for Dice, `None` is all axes
-    if requested in _KL:
+    if requested in _WITH_FROM_LOGITS:
         kwargs["from_logits"] = takes_logits(loss)
     return requested(**kwargs)
 

@@ -43,15 +43,13 @@ class OutputBatch:
     """The arguments that Keras passes to the loss of one output, in the order of the widened batch.
 
     Attributes:
-        y_true: Targets as the user gave them.
-        labels: Targets for the loss: `y_true`, with a valid one where an element is unlabelled.
+        y_true: Targets, with a valid one where an element is unlabelled.
         y_pred: Predictions, or the inputs of the last layer if the step has a `last_layer`.
         loss_sample_weight: Sample weights of the loss, or `None`. They are 0 where an element is unlabelled.
         divergence_sample_weight: Sample weights of the divergence, or `None`.
     """
 
     y_true: Tensor
-    labels: Tensor
     y_pred: Tensor
     loss_sample_weight: Tensor | None
     divergence_sample_weight: Tensor | None
@@ -80,7 +78,12 @@ class SeparateTerms:
     Args:
         loss: The compiled loss.
         divergence: A `keras.losses.Loss` on two predictions, or `None`.
+
+    Attributes:
+        supports_last_layer: Whether the terms can be computed from the features that the last layer takes.
     """
+
+    supports_last_layer = False
 
     def __init__(self, loss: Loss, divergence: Loss | None) -> None:
         self.loss, self.divergence = loss, divergence
@@ -104,7 +107,7 @@ class SeparateTerms:
         values = layout.pad_single_rows(layout.repeat_all(_compare(self.divergence, layout.split(y_pred))))
         values = self._match_axes(values, batch)
         values = set_mask(values, batch.is_not_ignored(self.ignore_class, ops.shape(values)))
-        # The reduction reads the mask of the predictions itself: `get_mask` calls a layer, which takes time.
+        # The reduction reads the mask of the predictions itself.
         divergence = self.divergence_reduction(values, batch.y_pred, copy_weights(batch.divergence_sample_weight))
         return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
 
@@ -115,7 +118,7 @@ class SeparateTerms:
             ValueError: If a mask, weights or `ignore_class` have an axis that the divergence has averaged over.
         """
         rank, elements, weight = len(values.shape), tuple(batch.y_pred.shape)[:-1], batch.divergence_sample_weight
-        mask = get_mask(batch.y_pred) if rank < len(elements) else None
+        mask = get_mask(batch.y_pred) if rank != len(elements) else None  # `get_mask` calls a layer, which takes time
         shapes = [tuple(tensor.shape) for tensor in (mask, weight) if tensor is not None]
         if self.ignore_class is not None:
             shapes.append(elements)
@@ -125,7 +128,7 @@ class SeparateTerms:
                 f"the targets of a loss with an `ignore_class`, of shape {shapes[0]}. Received: values of shape "
                 f"{tuple(values.shape)} from divergence={self.divergence!r}"
             )
-        ranks = [rank - squeezes_predictions(self.loss, batch.labels, batch.y_pred), *map(len, filter(None, shapes))]
+        ranks = [rank - squeezes_predictions(self.loss, batch.y_true, batch.y_pred), *map(len, filter(None, shapes))]
         return ops.mean(values, axis=tuple(range(min(ranks), rank))) if min(ranks) < rank else values
 
     def describe(self, shape: Sequence[Any]) -> str:
@@ -134,12 +137,12 @@ class SeparateTerms:
 
     def _loss(self, layout: PassLayout, batch: OutputBatch) -> Tensor:
         if self.is_by_row(batch.y_pred):
-            loss = self.loss(batch.labels, batch.y_pred, copy_weights(batch.loss_sample_weight))
+            loss = self.loss(batch.y_true, batch.y_pred, copy_weights(batch.loss_sample_weight))
             return layout.mean_over_passes(loss, self.loss)
         # The mean over the passes of a loss that combines rows, such as a correlation, is not its value for all rows.
         y_preds = map(set_mask, layout.split(batch.y_pred), layout.split(get_mask(batch.y_pred)))
         weights = map(copy_weights, layout.split(batch.loss_sample_weight))
-        passes = zip(layout.split(batch.labels), y_preds, weights, strict=True)
+        passes = zip(layout.split(batch.y_true), y_preds, weights, strict=True)
         return sum(self.loss(*arguments) for arguments in passes) / layout.passes
 
 
@@ -157,7 +160,7 @@ class JointTerms(SeparateTerms):
 
     def __init__(self, loss: Loss, divergence: Loss) -> None:
         super().__init__(loss, divergence)
-        self.is_sparse = isinstance(loss, SparseCategoricalCrossentropy)
+        self.is_sparse = self.supports_last_layer = isinstance(loss, SparseCategoricalCrossentropy)
         self.label_smoothing = loss.get_config().get("label_smoothing", 0.0)
         self.loss_reduction = Reduction(loss)
 
@@ -229,8 +232,8 @@ class JointTerms(SeparateTerms):
     def _labels(self, batch: OutputBatch, shape: Any, classes: Any) -> tuple[Tensor, float | Tensor]:
         """Returns the labels and a factor of their loss. Integer labels outside of `[0, classes)` become 0."""
         if not self.is_sparse:
-            return batch.labels, 1.0
-        labels = as_indices(ops.reshape(batch.labels, shape))
+            return batch.y_true, 1.0
+        labels = as_indices(ops.reshape(batch.y_true, shape))
         if self.ignore_class is not None:  # it may be out of range, for example -1
             labels = ops.where(ops.equal(labels, self.ignore_class), 0, labels)
         weight = out_of_range_factor(labels, classes)

@@ -28,7 +28,7 @@ class TrainingGraph:
     Attributes:
         layout: The layout of the passes.
         model: Takes the inputs of the base and repeats the rows itself; or the base, whose inputs must be repeated.
-        reason: The reason why no layer runs once per row. Without a last layer, the model is then the base.
+        reason: Why no layer runs once per row, or `None`. The model is then the base, unless there is a last layer.
         frontier: Names of the layers at which the rows are repeated.
         shared: Layers that run once per row.
         last_layer: The last layer of the base, if the loss computes it. The model then returns the inputs of that
@@ -73,7 +73,7 @@ def find_training_graph(
         is_known = isinstance(error, _NoTrainingGraph)
         reason = str(error) if is_known else f"its layers cannot be called again ({type(error).__name__}: {error})"
         if fuse_head and share_prefix:
-            found = find_training_graph(base, layout, False, fuse_head)
+            found = find_training_graph(base, layout, share_prefix=False, fuse_head=fuse_head)
             return found if found.last_layer is None else dataclasses.replace(found, reason=reason)
         return TrainingGraph(layout, base, reason)
 
@@ -147,7 +147,7 @@ class _GraphRebuilder:
         # The widened tensor of each tensor. A widened tensor maps to itself.
         self._widened: dict[keras.KerasTensor, keras.KerasTensor] = {}
         self._masks = _MaskRecord()
-        # The layer and the arguments of each call with all passes, by its output: one of them is the last.
+        # Each call with all passes, by its output: the layer, its input and its keyword arguments. One is the last.
         self._calls: dict[keras.KerasTensor, tuple[Any, Any, Any]] = {}
 
     def rebuild(self, base: keras.Model) -> keras.Model:
@@ -176,11 +176,11 @@ class _GraphRebuilder:
             raise _NoTrainingGraph("it has several outputs")
         if model.outputs[0] not in self._calls:
             raise _NoTrainingGraph("its output does not come directly from a layer that runs once per pass")
-        layer, args, kwargs = self._calls[model.outputs[0]]
+        layer, features, kwargs = self._calls[model.outputs[0]]
         obstacle = LastLayer.obstacle(layer, **kwargs)
         if obstacle is not None:
             raise _NoTrainingGraph(f"its last layer '{layer.name}' {obstacle}")
-        last_layer, features = LastLayer(layer), args[0]
+        last_layer = LastLayer(layer)
         if not last_layer.is_dense:
             features = ops.copy(features)  # an operation of `keras.ops` does not pass the mask on
         return _with_output(model, features), last_layer
@@ -189,47 +189,48 @@ class _GraphRebuilder:
         """On JAX, wraps the last layer of a model from `rebuild` in `FlatLastLayer`, if it computes logits."""
         if keras.backend.backend() != "jax" or len(model.outputs) != 1:
             return model
-        layer, args, kwargs = self._calls.get(model.outputs[0], (None, (), {}))
+        layer, features, kwargs = self._calls.get(model.outputs[0], (None, None, {}))
         if LastLayer.obstacle(layer, **kwargs) is not None:
             return model
-        return _with_output(model, FlatLastLayer(LastLayer(layer))(args[0]))
+        return _with_output(model, FlatLastLayer(LastLayer(layer))(features))
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         # A recorded `training=False` is ignored: Keras overrides it when the model is called with `training=True`.
         arguments = tree.flatten((args, kwargs))
         tensors = [argument for argument in arguments if isinstance(argument, keras.KerasTensor)]
         is_masked, changes_masks = self._masks.add_call(layer, tensors, kwargs.get("mask"))
-        if any(self._widened.get(tensor) is tensor for tensor in tensors):
-            read_as = self._with_all_passes  # a layer after the first random one
-        elif self.share_prefix and not randomness.may_be_random(layer, arguments):
-            read_as = _itself  # a layer before it
+        # A layer after the first random one reads a widened tensor.
+        is_widened = any(self._widened.get(tensor) is tensor for tensor in tensors)
+        is_shared = self.share_prefix and not is_widened and not randomness.may_be_random(layer, arguments)
+        substitute = self._with_all_passes
+        if is_shared:
+            substitute = _itself
             if isinstance(layer, keras.Layer):
                 self.shared[layer] = None
-        elif _is_functional(layer) and not changes_masks:
-            read_as = self._input_of_a_model  # a model that holds it, and perhaps layers before it
+        elif not is_widened and _is_functional(layer) and not changes_masks:
+            substitute = self._input_of_a_model  # it holds the first random layer, and perhaps layers before that
             layer = self.rebuild(layer)
-        else:
-            read_as = self._with_all_passes  # the first random layer itself
+        elif not is_widened:
             self.frontier[layer.name] = None
-        args, kwargs = self._replace((args, kwargs), read_as)
+        args, kwargs = self._replace((args, kwargs), substitute)
         outputs = tree.map_structure(_as_dense, layer(*args, **kwargs))
         output_tensors = [output for output in tree.flatten(outputs) if output is not None]
         if is_masked or _may_set_masks(layer):
             self._masks.may_be_masked.update(output_tensors)
-        if read_as is not _itself:
+        if not is_shared:
             self._widened.update((tensor, tensor) for tensor in output_tensors)
             if args and isinstance(outputs, keras.KerasTensor):
-                self._calls[outputs] = layer, args, kwargs
+                self._calls[outputs] = layer, args[0], kwargs
         return outputs
 
-    def _replace(self, arguments: Any, read_as: Callable[[keras.KerasTensor], keras.KerasTensor]) -> Any:
+    def _replace(self, arguments: Any, substitute: Callable[[keras.KerasTensor], keras.KerasTensor]) -> Any:
         """Replaces the tensors in the arguments of a call, and records what is read in the place of each."""
 
         def replace(argument: Any) -> Any:
             if not isinstance(argument, keras.KerasTensor):
                 return argument
-            replacement = read_as(argument)
-            self._masks.read_as[argument].add(replacement)
+            replacement = substitute(argument)
+            self._masks.substitutes[argument].add(replacement)
             return replacement
 
         return tree.map_structure(replace, arguments)
@@ -270,7 +271,7 @@ class _MaskRecord:
         # The first layer that changes the mask of each tensor.
         self._changed_by: dict[keras.KerasTensor, Any] = {}
         # The tensors that are read in the place of each tensor: itself, or copies of it.
-        self.read_as: dict[keras.KerasTensor, set[keras.KerasTensor]] = collections.defaultdict(set)
+        self.substitutes: dict[keras.KerasTensor, set[keras.KerasTensor]] = collections.defaultdict(set)
 
     def add_call(self, layer: Any, tensors: Sequence[keras.KerasTensor], mask: Any) -> tuple[bool, bool]:
         """Records the call of a layer.
@@ -289,7 +290,7 @@ class _MaskRecord:
     def check(self) -> None:
         """Raises `_NoTrainingGraph` if a layer would not get the mask that it has in the base."""
         for tensor, layer in self._changed_by.items():
-            if len(self.read_as[tensor]) > 1:
+            if len(self.substitutes[tensor]) > 1:
                 reason = "changes the mask of a tensor that a random layer or model reads too"
                 raise _NoTrainingGraph(f"its layer '{layer.name}' {reason}")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import fractions
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops, tree
@@ -63,21 +64,15 @@ class PassLayout:
         """
         if self.fraction == 1.0 or _is_scalar_or_none(tensor):
             return tensor
-        start = self._start
-        return map_with_mask(lambda t: ops.concatenate([t[:start], self.repeat_all(t[start:])], axis=0), tensor)
+        return map_with_mask(lambda t: self._map_single_rows(self.repeat_all, t), tensor)
 
     def merge(self, weights: Tensor) -> Tensor:
         """Adds up the weights of the copies that `complete` made: `(rows * passes, ...)` to `(widened rows, ...)`."""
-        if self.fraction == 1.0:
-            return weights
-        single = ops.sum(self.group(weights[self._start :]), axis=1)
-        return ops.concatenate([weights[: self._start], single], axis=0)
+        return self._map_single_rows(lambda single: ops.sum(self.group(single), axis=1), weights)
 
     def zero_single_rows(self, values: Tensor) -> Tensor:
         """Sets the values of the single rows of a widened batch to 0."""
-        if self.fraction == 1.0:
-            return values
-        return ops.concatenate([values[: self._start], ops.zeros_like(values[self._start :])], axis=0)
+        return self._map_single_rows(ops.zeros_like, values)
 
     def take_repeated(self, tensor: Tensor) -> Tensor:
         """Returns the rows of a widened batch that went through all passes."""
@@ -142,6 +137,12 @@ class PassLayout:
             return 1.0
         # Under `tf.distribute`, the last batch may leave a replica without rows.
         return ops.divide_no_nan(ops.cast(self.rows, "float32"), ops.cast(self._repeated, "float32"))
+
+    def _map_single_rows(self, function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+        """Replaces the single rows, which are the last, by a function of them."""
+        if self.fraction == 1.0:
+            return tensor
+        return ops.concatenate([tensor[: self._start], function(tensor[self._start :])], axis=0)
 
     @property
     def widened_rows(self) -> Any:

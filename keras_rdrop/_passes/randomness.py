@@ -13,7 +13,8 @@ from keras_rdrop._arguments import is_number
 from keras_rdrop._keras import package_of
 
 # A layer is random if one of these attributes is above 0, or another one whose name contains "drop", such as
-# `drop_path_rate`. A seed generator is no proof: some layers hold one at rate 0, and some random layers hold none.
+# `drop_path_rate`, or if one whose name contains "survival" is below 1. A seed generator is no proof: some layers hold
+# one at rate 0, and some random layers hold none.
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 
 # The distance between the seeds of two replicas: more than a layer draws in most trainings.
@@ -26,29 +27,19 @@ KNOWN_PACKAGES = {"keras", "keras_hub", "keras_rdrop"}
 _FOREIGN_CODE = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper")
 
 
-def stochastic_layers(model: keras.Layer) -> list[keras.Layer]:
-    """Returns the layers that draw random numbers in training: `model` itself and layers nested in it, at any depth.
-
-    A layer counts if one of its rates is above 0, or if it has no rate and holds a `keras.random.SeedGenerator`.
-    """
-    return [layer for layer in all_layers(model) if _is_stochastic(layer)]
-
-
 def may_be_random(operation: Any, arguments: Sequence[Any] = ()) -> bool:
     """Whether a layer, or another operation of a graph, may draw random numbers in training.
 
-    Layers of Keras and KerasHub are random if `stochastic_layers` finds them. Any other code may draw without a
-    `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper, the activation function of a layer, or
-    the function that `keras.ops.map` calls.
+    Layers of Keras and KerasHub are random if they, or layers nested in them, are stochastic. Any other code may draw
+    without a `keras.random.SeedGenerator`, for example `torch.nn.Dropout` in a wrapper, the activation function of a
+    layer, or the function that `keras.ops.map` calls.
 
     Args:
         operation: The layer or operation.
         arguments: The arguments of its call.
     """
     if isinstance(operation, keras.Layer):
-        return any(_is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
-    if not isinstance(operation, keras.Operation):
-        return False
+        return any(is_stochastic(layer) or _is_foreign(layer) for layer in all_layers(operation))
     # A dtype can be a class.
     values = [*arguments, *vars(operation).values()]
     calls_function = any(callable(value) and not isinstance(value, type) for value in values)
@@ -58,10 +49,8 @@ def may_be_random(operation: Any, arguments: Sequence[Any] = ()) -> bool:
 def shares_noise(layer: keras.Layer) -> bool:
     """Whether a layer draws one noise for all rows of a batch, hence the same noise for all passes over a row."""
     is_depth_of_keras_cv = package_of(type(layer)) == "keras_cv" and type(layer).__name__ == "StochasticDepth"
-    if isinstance(layer, keras.layers.RandomCrop) or is_depth_of_keras_cv:
-        return True
-    noise_shape = getattr(layer, "noise_shape", None)
-    return noise_shape is not None and bool(noise_shape[0] == 1)
+    noise_shape = getattr(layer, "noise_shape", None) or (None,)
+    return isinstance(layer, keras.layers.RandomCrop) or is_depth_of_keras_cv or noise_shape[0] == 1
 
 
 def all_layers(model: Any) -> list[keras.Layer]:
@@ -104,7 +93,11 @@ def offset_replica_seeds(model: keras.Model) -> None:
     strategy.run(tf.function(lambda: offset_seeds(model, tf.distribute.get_replica_context().replica_id_in_sync_group)))
 
 
-def _is_stochastic(layer: keras.Layer) -> bool:
+def is_stochastic(layer: keras.Layer) -> bool:
+    """Whether a layer draws random numbers itself in training.
+
+    It does if one of its rates is above 0, or if it has no rate and holds a `keras.random.SeedGenerator`.
+    """
     names = {*_RATES, *(name for name in vars(layer) if "drop" in name and not name.endswith("_count"))}
     rates = [rate for name in names if is_number(rate := getattr(layer, name, None))]
     rates += [1 - value for name, value in vars(layer).items() if "survival" in name and is_number(value)]

@@ -10,13 +10,12 @@ another codebase.
 
 import dataclasses
 import importlib.resources
-import numbers
 import tomllib
 import types
 from collections.abc import Mapping
 from typing import Any
 
-from keras_rdrop._arguments import check, is_finite
+from keras_rdrop._arguments import check, is_finite, is_integer
 
 _DATA = tomllib.loads(importlib.resources.files(__name__).joinpath("recipes.toml").read_text("utf-8"))
 
@@ -128,7 +127,6 @@ def convert_alpha(alpha: float, source: str, *, batch_size: int | None = None, c
     alpha = float(alpha) * units[source]["factor"]
     for name, exponent in units[source].get("exponents", {}).items():
         size = sizes[name]
-        is_valid = isinstance(size, numbers.Integral) and not isinstance(size, bool) and int(size) >= 1
-        check(name, size, is_valid, f"a positive integer for source={source!r}")
+        check(name, size, is_integer(size, 1), f"a positive integer for source={source!r}")
         alpha *= float(size) ** exponent
     return alpha

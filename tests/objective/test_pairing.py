@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.known_noise import train
 
-from keras_rdrop._objective.pairing import check_divergence, output_losses, sort_by_output, supports_last_layer
+from keras_rdrop._objective.pairing import check_divergence, output_losses, sort_by_output
 from keras_rdrop._objective.terms import SeparateTerms
 from keras_rdrop._passes.step import CurrentStep
 from keras_rdrop.divergences import BernoulliSymmetricKL, MeanSquaredDifference, SymmetricKL
@@ -199,9 +199,8 @@ def test_only_a_sparse_cross_entropy_from_logits_supports_the_last_layer():
         (L.SparseCategoricalCrossentropy(), False),
         (L.CategoricalCrossentropy(from_logits=True), False),
         ("mse", False),
-        (None, False),
     ]:
-        assert supports_last_layer(output_losses(loss, "auto", None, CurrentStep())) is expected
+        assert output_losses(loss, "auto", None, CurrentStep()).terms.supports_last_layer is expected
 
 
 @pytest.mark.parametrize("divergence", ["auto", None, "symmetric_kl", L.MeanSquaredError(), [None, "auto"]])

@@ -147,11 +147,26 @@ def test_a_divergence_per_row_refuses_a_mask_or_weights_per_token(elements, rng)
         model.train_on_batch(x, y, sample_weight=weights)
 
 
-def test_ignore_class_applies_to_a_divergence_per_logit(rng):
-    class PerLogit(L.Loss):
-        def call(self, y_true, y_pred):
-            return ops.square(y_true - y_pred)
+class PerLogit(L.Loss):
+    """A divergence with one value per logit."""
 
+    def call(self, y_true, y_pred):
+        return ops.square(y_true - y_pred)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 3), (4, 4, 4)])  # in the second, a misaligned mask would broadcast
+def test_a_mask_applies_to_a_divergence_per_logit(shape, rng):
+    z, mask = rng.normal(size=shape).astype("float32"), np.repeat(rng.uniform(size=(2, shape[1])) < 0.6, 2, axis=0)
+    assert 0 < mask.sum() < mask.size
+    current, step = CurrentStep(), Step(alpha=1.0, layout=PassLayout(2, rows=2))
+    loss = output_losses(L.SparseCategoricalCrossentropy(from_logits=True), PerLogit(), None, current)
+    with current.set(step):
+        loss(ops.zeros(shape[:2], dtype="int32"), MASKED(ops.convert_to_tensor(z), mask=ops.convert_to_tensor(mask)))
+    expected = np.mean(np.square(z[::2] - z[1::2]), axis=-1)[mask[::2]].mean()
+    np.testing.assert_allclose(float(step.divergences[0]), expected, rtol=1e-5)
+
+
+def test_ignore_class_applies_to_a_divergence_per_logit(rng):
     x, y, noise = rng.normal(size=(4, 2, 3)), rng.integers(0, 3, (4, 2)), rng.uniform(0.5, 1.5, size=(8, 2, 3))
     logs = train(L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1), x, y, noise, divergence=PerLogit())
     expected = np.mean(np.square(x * (noise[::2] - noise[1::2])), axis=-1)[y != 1].mean()
@@ -221,7 +236,7 @@ def test_divergence_with_ignore_class_is_float32_in_mixed_precision():
         loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
         y, z = keras.ops.convert_to_tensor([0, 0, 1, 1]), keras.ops.ones((4, 3), "float16")
         _, divergence = SeparateTerms(loss, SymmetricKL(from_logits=True))(
-            Step(alpha=1.0, layout=PassLayout(2, rows=2)), OutputBatch(y, y, z, None, None)
+            Step(alpha=1.0, layout=PassLayout(2, rows=2)), OutputBatch(y, z, None, None)
         )
         assert keras.backend.standardize_dtype(divergence.dtype) == "float32"
     finally:
@@ -430,7 +445,7 @@ def test_terms_computed_with_the_last_layer_have_the_same_values_and_gradient(re
         features = MASKED(features, mask=mask)
         y_pred = layer(features) if last_layer is None else features
         step = Step(alpha=3.0, layout=layout, last_layer=last_layer)
-        loss, divergence = joint(step, OutputBatch(y, y, y_pred, *weights))
+        loss, divergence = joint(step, OutputBatch(y, y_pred, *weights))
         return loss + 3.0 / 2 * layout.divergence_scale() * divergence
 
     (value, gradient), (expected, expected_gradient) = (

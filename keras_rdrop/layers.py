@@ -28,7 +28,8 @@ class RDrop(keras.layers.Wrapper):
     the loss over both passes. Masked elements are excluded. Outside of training, the layer runs once. Batch
     normalization in `layer` updates its averages in both runs, and losses that `layer` adds with `add_loss` may count
     twice. Inside `keras.layers.TimeDistributed`, it adds a loss for each time step. Wrap the `TimeDistributed` layer in
-    `RDrop` instead.
+    `RDrop` instead. Pass tensors by position: Keras refuses keyword arguments that mix tensors and other values. For
+    such calls, wrap a `keras.Model`, as for the attention maps below.
 
     Args:
         layer: The `keras.layers.Layer`, or model, to wrap. It must be random during training.

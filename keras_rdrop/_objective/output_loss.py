@@ -77,6 +77,8 @@ class OutputLoss(Loss):
         if sample_weight is not None:
             if len(sample_weight.shape) > len(weights.shape):
                 sample_weight = ops.squeeze(sample_weight, axis=-1)
+            elif 0 < len(sample_weight.shape) < len(weights.shape):  # as in Keras, (rows,) for values of (rows, 1)
+                sample_weight = ops.expand_dims(sample_weight, axis=-1)
             # Both terms get weights of one shape, because some reductions divide by the sum of the weights.
             sample_weight = sample_weight * ops.ones_like(weights, dtype=sample_weight.dtype)
             weights = sample_weight * ops.cast(weights, sample_weight.dtype)
@@ -101,6 +103,7 @@ class OutputLoss(Loss):
             raise ValueError(
                 f"Expected predictions of all {rows} rows of the widened batch, because the divergence compares the "
                 "copies of a row. A subclass gets them from `super().call`, and passes them to `super().compute_loss`. "
+                "A base that moves the axis of the rows may require `share_prefix=False`. "
                 f"Received: predictions of shape {shape}"
             )
 

@@ -78,6 +78,10 @@ def find_training_graph(
         return TrainingGraph(layout, base, reason)
 
 
+# A small batch size: on PyTorch, Keras computes layers that do not support the meta device with real tensors of it.
+_PROBE_ROWS = 101
+
+
 class _NoTrainingGraph(Exception):
     """A base has no training graph. The message gives the reason."""
 
@@ -91,9 +95,11 @@ def _rebuild(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_hea
         raise _NoTrainingGraph("its inputs are sparse or ragged")
     if any(getattr(layer, "optional", False) for layer in base.layers):
         raise _NoTrainingGraph("it has optional inputs")
-    # Rebuilt for the probe, the graph raises an error if its rows cannot be repeated.
-    _GraphRebuilder(layout, share_prefix, rows=base.inputs[0].shape[0] or _probe_rows(base)).rebuild(base)
-    rebuilder = _GraphRebuilder(layout, share_prefix)
+    rows = base.inputs[0].shape[0]
+    # Rebuilt for the probe, the graph raises an error if its rows cannot be repeated. With an unknown number of rows, a
+    # product of the batch and another axis would be unknown as well.
+    _GraphRebuilder(layout, share_prefix, rows or _PROBE_ROWS).rebuild(base)
+    rebuilder = _GraphRebuilder(layout, share_prefix, rows)
     model = rebuilder.rebuild(base)
     if fuse_head and not rebuilder.frontier:
         raise _NoTrainingGraph("no layer is random, so the rows would be repeated after the last layer")
@@ -101,15 +107,6 @@ def _rebuild(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_hea
         raise _NoTrainingGraph(f"no layer comes before {', '.join(rebuilder.frontier)}, which may be random")
     model, last_layer = rebuilder.split_last_layer(model) if fuse_head else (rebuilder.flatten_last_layer(model), None)
     return TrainingGraph(layout, model, None, list(rebuilder.frontier), list(rebuilder.shared), last_layer)
-
-
-def _probe_rows(base: keras.Model) -> int:
-    """Returns a batch size that no other dimension has, and that is small.
-
-    On PyTorch, Keras computes the layers that do not support the meta device with real tensors of this size.
-    """
-    sizes = {size for tensor in [*base.inputs, *base.weights] for size in tensor.shape}
-    return next(rows for rows in itertools.count(101) if rows not in sizes)
 
 
 def _is_functional(model: Any) -> bool:
@@ -135,11 +132,12 @@ class _GraphRebuilder:
     Args:
         layout: The layout of the passes.
         share_prefix: Whether layers may run before the rows are repeated.
-        rows: If given, the batch size of the inputs. Every tensor that is repeated must then have this batch size: if
-            its leading axis were a product of the batch and another axis, repeating it would mix up the passes.
+        rows: The batch size of the inputs, or `None` if it is unknown. Every tensor that is repeated must have it: if
+            its leading axis were another one, or a product of the batch and another axis, repeating it would mix up the
+            passes.
     """
 
-    def __init__(self, layout: PassLayout, share_prefix: bool, rows: int | None = None) -> None:
+    def __init__(self, layout: PassLayout, share_prefix: bool, rows: int | None) -> None:
         self.layout, self.share_prefix, self.rows = layout, share_prefix, rows
         self._models = itertools.count()
         self.frontier: dict[str, None] = {}  # ordered sets
@@ -236,7 +234,7 @@ class _GraphRebuilder:
         return tree.map_structure(replace, arguments)
 
     def _check_rows(self, tensor: keras.KerasTensor) -> None:
-        if self.rows is not None and (not tensor.shape or tensor.shape[0] != self.rows):
+        if not tensor.shape or tensor.shape[0] != self.rows:
             raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")
 
     def _input_of_a_model(self, tensor: keras.KerasTensor) -> keras.KerasTensor:

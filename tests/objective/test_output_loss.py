@@ -273,6 +273,14 @@ def test_if_all_targets_are_labels_the_marker_changes_the_reduction_of_both_term
     np.testing.assert_allclose(3 * np.array(list(logs.values())), list(expected.values()), rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 5), (4, 1, 130)])  # separate terms, and the kernel
+def test_weights_of_rows_apply_to_sequences_of_one_target(shape, rng):
+    x, noise, y = rng.normal(size=shape), rng.uniform(size=(8, *shape[1:])), rng.integers(0, 5, (4, 1))
+    loss, weights = L.SparseCategoricalCrossentropy(True), rng.uniform(size=4)
+    expected, logs = (train(loss, x, y, noise, sample_weight=weights, unlabelled=marker) for marker in (None, -1))
+    np.testing.assert_allclose(list(logs.values()), list(expected.values()), rtol=1e-5)
+
+
 @pytest.mark.parametrize("classes", [5, 130])  # separate terms, and the kernel
 def test_unlabelled_rows_count_in_the_mean_of_a_loss_that_ignores_class_0(classes, rng):
     x, noise, y = rng.normal(size=(4, classes)), rng.uniform(size=(8, classes)), np.array([0, -1, 2, 1])

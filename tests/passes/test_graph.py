@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.straightforward import UnoptimizedSymmetricKL
 
 from keras_rdrop import RDropModel
-from keras_rdrop._passes.graph import FlatLastLayer, find_training_graph
+from keras_rdrop._passes.graph import _PROBE_ROWS, FlatLastLayer, find_training_graph
 from keras_rdrop._passes.layout import PassLayout
 
 layers = keras.layers
@@ -352,8 +352,8 @@ def folded_rows_of_a_nested_model():
 
 
 def time_steps_first():
-    """Builds a base whose first random layer takes time steps as rows: 101, the first size that a probe would try."""
-    inputs = keras.Input((101, 3))
+    """Builds a base whose first random layer takes time steps as rows: as many as the probe has rows."""
+    inputs = keras.Input((_PROBE_ROWS, 3))
     hidden = layers.Dropout(0.5)(keras.ops.transpose(layers.Dense(3)(inputs), (1, 0, 2)))
     return keras.Model(inputs, keras.ops.transpose(hidden, (1, 0, 2)))
 

@@ -129,21 +129,9 @@ class OutputLoss(Loss):
         labels = 0.0 if labels is None else ops.zeros_like(labels)
         mask = None if mask is None else ops.cast(mask, "bool")
 
-        def error_of(*arguments: Tensor) -> Exception | None:
-            attributes = dict(vars(self.loss))  # a loss of the user may have a state, such as a running mean
-            try:
-                with keras.StatelessScope():
-                    self.loss(*arguments)
-            except Exception as error:  # its type depends on the backend
-                return error
-            finally:
-                vars(self.loss).clear()
-                vars(self.loss).update(attributes)
-            return None
-
-        error = error_of(labels, values)
+        error = _error_of_call(self.loss, labels, values)
         if error is None:
-            error = error_of(labels, set_mask(values, mask), weights)
+            error = _error_of_call(self.loss, labels, set_mask(values, mask), weights)
         elif is_by_row(self.loss):
             self.loss(y_true, y_pred)  # raises the error of Keras, unless the shapes fit by chance
         else:
@@ -182,6 +170,20 @@ class OutputLoss(Loss):
                 "Expected predictions of two or more classes, because `SymmetricKL` of one class is always 0. For one "
                 f"unit, use divergence='bernoulli_symmetric_kl'. Received: predictions of shape {shape}"
             )
+
+
+def _error_of_call(loss: Loss, *arguments: Tensor) -> Exception | None:
+    """Returns the error that a loss raises, or `None`. The call changes no state, such as a running mean."""
+    attributes = dict(vars(loss))
+    try:
+        with keras.StatelessScope():
+            loss(*arguments)
+    except Exception as error:  # its type depends on the backend
+        return error
+    finally:
+        vars(loss).clear()
+        vars(loss).update(attributes)
+    return None
 
 
 class CTCOutputLoss(OutputLoss):

@@ -112,7 +112,9 @@ class SeparateTerms:
         return loss, layout.mean_over_passes(divergence, self.divergence_reduction)
 
     def _match_axes(self, values: Tensor, batch: OutputBatch) -> Tensor:
-        """Averages the divergence over the axes that the loss, its weights or `ignore_class` do not have.
+        """Averages the divergence over the last axes that the loss, a mask, weights or `ignore_class` do not have.
+
+        For example, a divergence per pixel is averaged over each image if there is one weight per image.
 
         Raises:
             ValueError: If a mask, weights or `ignore_class` have an axis that the divergence has averaged over.
@@ -128,8 +130,9 @@ class SeparateTerms:
                 f"the targets of a loss with an `ignore_class`, of shape {shapes[0]}. Received: values of shape "
                 f"{tuple(values.shape)} from divergence={self.divergence!r}"
             )
-        ranks = [rank - squeezes_predictions(self.loss, batch.y_true, batch.y_pred), *map(len, filter(None, shapes))]
-        return ops.mean(values, axis=tuple(range(min(ranks), rank))) if min(ranks) < rank else values
+        loss_rank = rank - squeezes_predictions(self.loss, batch.y_true, batch.y_pred)
+        lowest = min([loss_rank, *map(len, filter(None, shapes))])  # a scalar weight has an empty shape
+        return ops.mean(values, axis=tuple(range(lowest, rank))) if lowest < rank else values
 
     def describe(self, shape: Sequence[Any]) -> str:
         """Describes how the terms are computed for predictions of shape `(rows, ...)`."""

@@ -129,6 +129,9 @@ def _as_functional(base: keras.Model) -> keras.Model:
 class _GraphRebuilder:
     """Rebuilds a graph from the same layers, with the rows repeated at the first random layers.
 
+    For the graph `inputs -> dense -> dropout -> logits`, `dense` is shared, `dropout` is the frontier, and the result
+    is `inputs -> dense -> widen -> dropout -> logits`.
+
     Args:
         layout: The layout of the passes.
         share_prefix: Whether layers may run before the rows are repeated.

@@ -96,8 +96,7 @@ def _rebuild(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_hea
     if any(getattr(layer, "optional", False) for layer in base.layers):
         raise _NoTrainingGraph("it has optional inputs")
     rows = base.inputs[0].shape[0]
-    # Rebuilt for the probe, the graph raises an error if its rows cannot be repeated. With an unknown number of rows, a
-    # product of the batch and another axis would be unknown as well.
+    # Rebuilt for the probe, the graph raises an error if its rows cannot be repeated.
     _GraphRebuilder(layout, share_prefix, rows or _PROBE_ROWS).rebuild(base)
     rebuilder = _GraphRebuilder(layout, share_prefix, rows)
     model = rebuilder.rebuild(base)
@@ -136,8 +135,7 @@ class _GraphRebuilder:
         layout: The layout of the passes.
         share_prefix: Whether layers may run before the rows are repeated.
         rows: The batch size of the inputs, or `None` if it is unknown. Every tensor that is repeated must have it: if
-            its leading axis were another one, or a product of the batch and another axis, repeating it would mix up the
-            passes.
+            its leading axis were a product of the batch and another axis, repeating it would mix up the passes.
     """
 
     def __init__(self, layout: PassLayout, share_prefix: bool, rows: int | None) -> None:
@@ -237,7 +235,9 @@ class _GraphRebuilder:
         return tree.map_structure(replace, arguments)
 
     def _check_rows(self, tensor: keras.KerasTensor) -> None:
-        if not tensor.shape or tensor.shape[0] != self.rows:
+        # If the batch size is unknown, an axis of the size of the probe is not that of the batch.
+        has_rows = tensor.shape[:1] == (self.rows,) if self.rows else tensor.shape[:1] != (_PROBE_ROWS,)
+        if not has_rows:
             raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")
 
     def _input_of_a_model(self, tensor: keras.KerasTensor) -> keras.KerasTensor:

@@ -33,7 +33,7 @@ KEPT = ("backend", "versions", "peak_memory_gb", "results")
 PARAGRAPHS = """# What the examples do
 
 These runs show that the examples work, and how long they take. They do not show whether R-Drop helps: each has one \
-seed, and plain training got half the row passes. For that, see [Evidence](evidence.md).
+seed, and plain training got fewer row passes. For that, see [Evidence](evidence.md).
 
 With R-Drop, each task trains in {shortest:.0f} to {longest:.0f} minutes on two CPU cores. The table shows each script \
 with `--compare`, its default settings and seed 0. R-Drop takes as many steps as plain training. `--compare` also \

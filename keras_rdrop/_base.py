@@ -85,9 +85,10 @@ def pairs_rows(base: keras.Model, inputs: Any, outputs: Any) -> bool:
 
 def warn_of_shared_noise(base: keras.Model) -> None:
     """Warns of layers that draw noise for the batch instead of for each row."""
-    for layer in filter(randomness.shares_noise, filter(randomness.is_stochastic, randomness.all_layers(base))):
-        message = "applies the same noise to every row, so it adds nothing to the divergence between the passes."
-        warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
+    for layer in randomness.all_layers(base):
+        if randomness.is_stochastic(layer) and randomness.shares_noise(layer):
+            message = "applies the same noise to every row, so it adds nothing to the divergence between the passes."
+            warnings.warn(f"Layer '{layer.name}' {message}", stacklevel=2)
 
 
 def warn_of_activation(base: keras.Model, loss: keras.losses.Loss, divergence: keras.losses.Loss | None) -> None:

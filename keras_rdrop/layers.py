@@ -64,7 +64,8 @@ class RDrop(keras.layers.Wrapper):
         self, layer: keras.layers.Layer, alpha: float = 1.0, divergence: Any = "mean_squared_difference", **kwargs: Any
     ) -> None:
         check("layer", layer, isinstance(layer, keras.Layer), "a `keras.layers.Layer`")
-        super().__init__(layer, autocast=False, **kwargs)  # the layer casts the inputs itself, to its own dtype policy
+        super().__init__(layer, **kwargs)
+        self.autocast = False  # the layer casts the inputs itself, to its own dtype policy
         check("alpha", alpha, is_finite(alpha) and alpha >= 0, "a finite float >= 0")
         self._alpha, self.divergence = float(alpha), divergence
         self.supports_masking = layer.supports_masking

@@ -20,8 +20,8 @@ class TorchDataParallel(keras.callbacks.Callback):
     a loss that is averaged over the rows. The logs of each epoch are averaged too, for all callbacks after this one.
     Each process draws different random numbers, even if all processes use the same seed.
 
-    This callback works for any Keras model, with and without R-Drop. On JAX, use `keras.distribution` instead, on
-    TensorFlow `tf.distribute`, and on PyTorch from Keras 3.16 on `keras.distribution`.
+    This callback works for any Keras model, with and without R-Drop. On JAX, and on PyTorch from Keras 3.16
+    on, use `keras.distribution` instead. On TensorFlow, use `tf.distribute`.
 
     It reads the environment that `torchrun` sets, and starts `torch.distributed` unless it is already running: with
     NCCL on GPUs, with gloo on CPUs. Create it before the layers of the model, so that each process creates them on a

@@ -38,9 +38,9 @@ with the same row passes. NLL is the negative log-likelihood, and ECE the expect
 
 ## By task
 
-R-Drop by the first score of each task. The first three columns compare the best budgets, as far as training has
-converged. The last two compare R-Drop with plain training with the same row passes. The section of each task, below,
-begins with its verdicts by all scores.
+R-Drop by the first score of each task. The columns "against" compare the best budgets. They are empty where training
+has not converged, or an arm lacks a budget. The last two columns compare R-Drop with plain training with the same row
+passes. The section of each task, below, begins with its verdicts by all scores.
 
 {by_task}
 ## Does R-Drop give a better model?
@@ -153,8 +153,8 @@ class Results:
     def has_all_rungs(self, arm):
         return self.rungs(arm) == self.rungs("plain")
 
-    def common_rungs(self):
-        return [rung for rung in self.rungs("plain") if rung in self.rungs("R-Drop")]
+    def common_rungs(self, arm="R-Drop"):
+        return [rung for rung in self.rungs("plain") if rung in self.rungs(arm)]
 
     def scores(self, arm, budget, name, when="scores"):
         return np.array([run[when][name] for run in self.runs(arm, budget)])
@@ -241,10 +241,15 @@ def verdicts_at_best(tasks, arm, baseline):
     """Compares the best budgets of two arms on the tasks that have converged, and returns the tasks of each verdict."""
     found = {}
     for results in tasks:
-        if results.has_converged and results.has_all_rungs(arm) and results.has_all_rungs(baseline):
-            verdict = results.compare_best(arm, baseline=baseline).verdict
+        if verdict := verdict_at_best(results, arm, baseline):
             found.setdefault(verdict, []).append(f'"{results.name}"')
     return found
+
+
+def verdict_at_best(results, arm, baseline):
+    """Compares the best budgets of two arms, or returns `None` if they are not known."""
+    is_known = results.has_converged and results.has_all_rungs(arm) and results.has_all_rungs(baseline)
+    return results.compare_best(arm, baseline=baseline).verdict if is_known else None
 
 
 def at_equal_compute(tasks):
@@ -335,26 +340,22 @@ def by_score(results, arm, baseline="plain"):
 
 def verdicts(results, name, arm="R-Drop"):
     """Returns the budgets of each verdict on an arm and plain training with the same row passes, as a dict of lists."""
-    common = [rung for rung in results.rungs("plain") if rung in results.rungs(arm)]
-    found = {rung: results.compare(arm, rung, rung, name).verdict for rung in common}
+    found = {rung: results.compare(arm, rung, rung, name).verdict for rung in results.common_rungs(arm)}
     return {verdict: [str(rung) for rung in found if found[rung] == verdict] for verdict in VERDICTS}
 
 
 def table_of_tasks(tasks):
     """One line per task: the verdicts on R-Drop by the deciding score."""
-    lines = []
+    against, lines = ("plain", *BASELINES), []
     for results in tasks:
-        cells = []
-        for baseline in ("plain", *BASELINES):
-            is_known = results.has_converged and results.has_all_rungs(baseline)
-            cells.append(results.compare_best("R-Drop", baseline=baseline).verdict if is_known else "")
+        cells = [verdict_at_best(results, "R-Drop", baseline) or "" for baseline in against]
         if not results.has_converged:
             cells[0] = "not converged"
         by_verdict = verdicts(results, results.names[0])
         cells += [", ".join(by_verdict[verdict]) for verdict in ("better", "worse")]
         lines.append([results.name, results.names[0], *cells])
-    against = ["against plain", "against alpha 0", "against label smoothing"]
-    return markdown_table(["task", "score", *against, "better at budget", "worse at budget"], lines)
+    header = ["task", "score", *(f"against {arm}" for arm in against), "better at budget", "worse at budget"]
+    return markdown_table(header, lines)
 
 
 def table_of_claims(tasks):

@@ -77,7 +77,7 @@ class OutputLoss(Loss):
         if sample_weight is not None:
             if len(sample_weight.shape) > len(weights.shape):
                 sample_weight = ops.squeeze(sample_weight, axis=-1)
-            elif 0 < len(sample_weight.shape) < len(weights.shape):  # as in Keras, (rows,) for values of (rows, 1)
+            elif len(sample_weight.shape) == 1 and weights.shape[1:] == (1,):  # as Keras does
                 sample_weight = ops.expand_dims(sample_weight, axis=-1)
             # Both terms get weights of one shape, because some reductions divide by the sum of the weights.
             sample_weight = sample_weight * ops.ones_like(weights, dtype=sample_weight.dtype)

@@ -28,7 +28,8 @@ class TrainingGraph:
     Attributes:
         layout: The layout of the passes.
         model: Takes the inputs of the base and repeats the rows itself; or the base, whose inputs must be repeated.
-        reason: Why no layer runs once per row, or `None`. The model is then the base, unless there is a last layer.
+        reason: Why no layer runs once per row, or `None` if some do. With a reason, the model is the base, unless there
+            is a last layer.
         frontier: Names of the layers at which the rows are repeated.
         shared: Layers that run once per row.
         last_layer: The last layer of the base, if the loss computes it. The model then returns the inputs of that
@@ -96,8 +97,8 @@ def _rebuild(base: keras.Model, layout: PassLayout, share_prefix: bool, fuse_hea
     if any(getattr(layer, "optional", False) for layer in base.layers):
         raise _NoTrainingGraph("it has optional inputs")
     rows = base.inputs[0].shape[0]
-    # Rebuilt for the probe, the graph raises an error if its rows cannot be repeated.
-    _GraphRebuilder(layout, share_prefix, rows or _PROBE_ROWS).rebuild(base)
+    if rows is None:  # rebuilt for the probe, the graph raises an error if its rows cannot be repeated
+        _GraphRebuilder(layout, share_prefix, _PROBE_ROWS).rebuild(base)
     rebuilder = _GraphRebuilder(layout, share_prefix, rows)
     model = rebuilder.rebuild(base)
     if fuse_head and not rebuilder.frontier:
@@ -134,8 +135,9 @@ class _GraphRebuilder:
     Args:
         layout: The layout of the passes.
         share_prefix: Whether layers may run before the rows are repeated.
-        rows: The batch size of the inputs, or `None` if it is unknown. Every tensor that is repeated must have it: if
-            its leading axis were a product of the batch and another axis, repeating it would mix up the passes.
+        rows: The batch size of the inputs, or `None` if it is unknown. If it is known, every tensor that is repeated
+            must have it: if its leading axis were a product of the batch and another axis, repeating it would mix up
+            the passes.
     """
 
     def __init__(self, layout: PassLayout, share_prefix: bool, rows: int | None) -> None:
@@ -151,8 +153,7 @@ class _GraphRebuilder:
 
     def rebuild(self, base: keras.Model) -> keras.Model:
         def new_input(tensor: Tensor) -> Tensor:
-            rows = self.rows or tensor.shape[0]
-            return keras.Input(batch_shape=(rows, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
+            return keras.Input(batch_shape=(self.rows, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
 
         plain = _as_functional(base)
         inputs = tree.map_structure(new_input, plain.input)
@@ -235,7 +236,8 @@ class _GraphRebuilder:
         return tree.map_structure(replace, arguments)
 
     def _check_rows(self, tensor: keras.KerasTensor) -> None:
-        # If the batch size is unknown, an axis of the size of the probe is not that of the batch.
+        # The probe cannot tell an axis of its own size from the batch. If the batch size is unknown, such an axis keeps
+        # its size.
         has_rows = tensor.shape[:1] == (self.rows,) if self.rows else tensor.shape[:1] != (_PROBE_ROWS,)
         if not has_rows:
             raise _NoTrainingGraph("the input of a random layer does not have one row per row of the batch")

@@ -49,8 +49,9 @@ def may_be_random(operation: Any, arguments: Sequence[Any] = ()) -> bool:
 def shares_noise(layer: keras.Layer) -> bool:
     """Whether a layer draws one noise for all rows of a batch, hence the same noise for all passes over a row."""
     is_depth_of_keras_cv = package_of(type(layer)) == "keras_cv" and type(layer).__name__ == "StochasticDepth"
-    noise_shape = getattr(layer, "noise_shape", None) or (None,)
-    return isinstance(layer, keras.layers.RandomCrop) or is_depth_of_keras_cv or noise_shape[0] == 1
+    noise_shape = getattr(layer, "noise_shape", None)
+    is_shared = noise_shape is not None and bool(noise_shape[0] == 1)
+    return isinstance(layer, keras.layers.RandomCrop) or is_depth_of_keras_cv or is_shared
 
 
 def all_layers(model: Any) -> list[keras.Layer]:

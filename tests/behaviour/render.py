@@ -15,7 +15,7 @@ INTRODUCTION = """\
 
 `RDropModel` trains models as Keras does, and raises an error for [what it does not support](#bad-input). Each cell
 shows the results of one test on TensorFlow, JAX and PyTorch, in this order. `make behaviour` runs the tests and writes
-this page. It last ran on {dates}.
+this page. The tests last ran on {dates}.
 
 ✓ passes · ✗ fails · - not run, for a reason given below the table · ? no result · empty: not for this kind of base
 """

@@ -30,7 +30,7 @@ RUNS = {
     "PyTorch, before Keras 3.16": BACKEND == "torch" and not distributes_torch(),
     "PyTorch, from Keras 3.16 on": BACKEND == "torch" and distributes_torch(),
 }
-FIRST_PAGES = ["README.md", "docs/index.md"]  # these define all names that they use
+FIRST_PAGES = ["README.md", "docs/index.md"]  # these define all names that they use but x and y
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
 

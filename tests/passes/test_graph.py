@@ -353,8 +353,9 @@ def folded_rows_of_a_nested_model():
 
 def time_steps_first():
     """Builds a base whose first random layer takes time steps as rows: as many as the probe has rows."""
-    inputs = keras.Input((_PROBE_ROWS, 3))
-    hidden = layers.Dropout(0.5)(keras.ops.transpose(layers.Dense(3)(inputs), (1, 0, 2)))
+    inputs = keras.Input((3,))
+    steps = layers.RepeatVector(_PROBE_ROWS)(layers.Dense(3)(inputs))
+    hidden = layers.Dropout(0.5)(keras.ops.transpose(steps, (1, 0, 2)))
     return keras.Model(inputs, keras.ops.transpose(hidden, (1, 0, 2)))
 
 
@@ -414,6 +415,15 @@ def test_unsupported_bases_have_no_shared_prefix(make_base, reason):
     graph = find_training_graph(base, PassLayout(2))
     assert graph.model is base
     assert reason in graph.reason
+
+
+@pytest.mark.parametrize("rows", [6, _PROBE_ROWS])
+def test_a_nested_model_with_a_batch_size_shares_its_prefix(rows, rng):
+    nested = keras.Sequential([keras.Input(batch_shape=(rows, 4)), layers.Dense(3, name="first"), layers.Dropout(0.5)])
+    inputs = keras.Input((4,))
+    found = find_training_graph(keras.Model(inputs, nested(inputs)), PassLayout(2))
+    assert [layer.name for layer in found.shared if layer.weights] == ["first"]
+    assert found(rng.normal(size=(rows, 4)), training=True).shape == (2 * rows, 3)
 
 
 @pytest.mark.parametrize(

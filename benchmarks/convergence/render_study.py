@@ -38,9 +38,9 @@ with the same row passes. NLL is the negative log-likelihood, and ECE the expect
 
 ## By task
 
-R-Drop by the first score of each task. The columns "against" compare the best budgets. They are empty where training
-has not converged, or an arm lacks a budget. The last two columns compare R-Drop with plain training with the same row
-passes. The section of each task, below, begins with its verdicts by all scores.
+R-Drop by the first score of each task. The columns "against" compare the best budgets, if training has converged and
+both arms have results at all budgets. The last two columns compare R-Drop with plain training with the same row passes.
+The section of each task, below, begins with its verdicts by all scores.
 
 {by_task}
 ## Does R-Drop give a better model?

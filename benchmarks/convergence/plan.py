@@ -39,6 +39,8 @@ ARMS = {
     "label smoothing": Arm(label_smoothing=0.1),
     "R-Drop, label smoothing": Arm(2.0, {}, label_smoothing=0.1),
     "R-Drop, stochastic depth": Arm(1.0, {}, stochastic_depth=0.5),  # two passes through half of the branches
+    "R-Drop, alpha 10": Arm(2.0, {"alpha": 10.0}),
+    "R-Drop, alpha 30": Arm(2.0, {"alpha": 30.0}),
 }
 DECIDING = ("plain", "R-Drop")  # run before the other arms; a ladder ends where both have converged
 TUNING_SEEDS = (1000, 1001)
@@ -104,6 +106,8 @@ def arms_of(task: str) -> list[str]:
         excluded |= {name for name, arm in ARMS.items() if arm.label_smoothing}
     if not TASKS[task].skips_branches:
         excluded |= {name for name, arm in ARMS.items() if arm.stochastic_depth}
+    if not TASKS[task].prefers_large_alpha:
+        excluded |= {name for name, arm in ARMS.items() if arm.options and arm.options.get("alpha")}
     return [name for name in ARMS if name not in excluded]
 
 

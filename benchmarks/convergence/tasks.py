@@ -51,6 +51,7 @@ class Task:
         augment: Optional function from a batch of inputs and a random number generator to a batch of inputs.
         smooths_labels: Whether the arms with label smoothing apply.
         skips_branches: Whether the arm with stochastic depth applies.
+        prefers_large_alpha: Whether the arms with an alpha above those of the trials apply.
         dtype_policy: Dtype policy of the network.
     """
 
@@ -69,6 +70,7 @@ class Task:
     augment: Callable[[Any, np.random.Generator], Any] | None = None
     smooths_labels: bool = True
     skips_branches: bool = False
+    prefers_large_alpha: bool = False
     dtype_policy: str = "float32"
 
 
@@ -130,6 +132,7 @@ def _text(kind: str, rows: int | None, unit: int, **options: Any) -> Task:
         f"A pretrained MiniLM with 22.7 M parameters learns the {labels} of {count} snippets of movie reviews."
     )
     options = {"unit": unit, "seeds": 10, "learning_rate": 5e-5, "dtype_policy": "mixed_bfloat16"} | options
+    options["prefers_large_alpha"] = True
     if kind == "classification":
         lower = ("NLL", "ECE")
         return Task(description, data, build, cross_entropy, _validate_classifier, _classify, lower, **options)

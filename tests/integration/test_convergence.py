@@ -116,10 +116,10 @@ def test_the_deciding_arms_of_all_tasks_run_before_the_others_and_nothing_runs_t
 
 @pytest.mark.parametrize("applies", [False, True])
 def test_an_arm_runs_only_where_it_applies(task, applies, monkeypatch):
-    options = {"smooths_labels": applies, "skips_branches": applies}
+    options = dict.fromkeys(("smooths_labels", "skips_branches", "prefers_large_alpha"), applies)
     monkeypatch.setitem(tasks.TASKS, task, dataclasses.replace(tasks.TASKS[task], **options))
-    optional = {arm for arm in plan.ARMS if "smoothing" in arm or "depth" in arm}
-    assert len(optional) == 3
+    optional = {arm for arm in plan.ARMS if any(word in arm for word in ("smoothing", "depth", "alpha 10", "alpha 30"))}
+    assert len(optional) == 5
     assert set(plan.ARMS) - set(plan.arms_of(task)) == (set() if applies else optional)
 
 

@@ -125,7 +125,7 @@ def mean_squared_difference(*y_preds: Tensor, axis: int = -1) -> Tensor:
 
 
 def get(identifier: Any) -> keras.losses.Loss:
-    """Retrieves a divergence by its name, as `keras.losses.get` retrieves a loss.
+    """Retrieves a divergence by its name.
 
     Args:
         identifier: `"symmetric_kl"`, `"bernoulli_symmetric_kl"` or `"mean_squared_difference"`, or a

@@ -39,9 +39,9 @@ class RDropModel(PreprocessingModel):
         mean over the passes of the compiled loss  +  alpha / 2 * D,
 
     where `D` is the divergence between the passes, averaged over rows (tokens, pixels). For two passes and
-    cross-entropy this is half of eq. 4 of [Liang et al., 2021](https://arxiv.org/abs/2106.14448), so both the paper's
-    `alpha` and the learning rate of plain training carry over. Masks, sample weights, class weights, `ignore_class` and
-    `loss_weights` apply to the divergence as they apply to the loss.
+    cross-entropy this is half of eq. 4 of [Liang et al., 2021](https://arxiv.org/abs/2106.14448), so `alpha` has the
+    units of that equation, and the learning rate of plain training carries over. Masks, sample weights, class weights,
+    `ignore_class` and `loss_weights` apply to the divergence as they apply to the loss.
 
     Outside of training, the model is `base` itself, in one pass: `model(x)`, `predict`, `evaluate` and the validation
     in `fit`. `base` shares its weights with this model. Save `base` to get the trained model without R-Drop.

@@ -46,6 +46,8 @@ The section of each task, below, begins with its verdicts by all scores.
 ## Does R-Drop give a better model?
 
 Each arm is shown at the budget with its best validation score, whatever the cost. The first score of a task decides.
+The scores are those of the checkpoint with the best validation score. The last column compares the models at the end of
+training, at the same budgets.
 """
 COMPARISONS = """\
 Differences are paired by seed, and positive where the arm is better than plain training. In brackets are 95 % bootstrap
@@ -86,6 +88,8 @@ renders this page.
 - The models are small. Larger models or data may behave otherwise.
 - With 5 or 10 seeds, small effects are not seen, and the intervals are somewhat too narrow.
 - Each task has one data set and one optimizer.
+- Training counts as converged if twice the budget raises the validation score by less than its standard deviation over
+  the seeds. That can be more than the differences between the arms.
 - This page has {finished} of the {planned} planned tasks. The [short runs](short_runs.md) cover more tasks, but plain
   training had not converged on most of them.
 """
@@ -166,16 +170,17 @@ class Results:
         """Returns the budget with the best mean validation score."""
         return max(self.rungs(arm), key=lambda rung: np.mean([max(run["validation"]) for run in self.runs(arm, rung)]))
 
-    def compare(self, arm, budget, baseline_budget, name=None, baseline="plain"):
+    def compare(self, arm, budget, baseline_budget, name=None, baseline="plain", when="scores"):
         """Compares an arm with plain training, or another arm, by a score, by default the deciding one."""
         name = name or self.names[0]
         sign = -1.0 if name in self.task.lower_is_better else 1.0
-        differences = sign * (self.scores(arm, budget, name) - self.scores(baseline, baseline_budget, name)) + 0.0
+        scores, others = self.scores(arm, budget, name, when), self.scores(baseline, baseline_budget, name, when)
+        differences = sign * (scores - others) + 0.0
         return Comparison(differences.mean(), *bootstrap_interval(differences))
 
-    def compare_best(self, arm, name=None, baseline="plain"):
+    def compare_best(self, arm, name=None, baseline="plain", when="scores"):
         """Compares the best budget of an arm with that of plain training, or of another arm."""
-        return self.compare(arm, self.best_rung(arm), self.best_rung(baseline), name, baseline)
+        return self.compare(arm, self.best_rung(arm), self.best_rung(baseline), name, baseline, when)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +227,13 @@ def answer(tasks):
         first = "No task has converged yet."
     comparisons = [("R-Drop", arm, baseline.name) for arm, baseline in BASELINES.items()]
     comparisons += [(arm, "plain", "plain training") for arm in CHEAP]
-    bullets = [at_equal_compute(tasks)]
+    bullets = []
+    if found := verdicts_at_best(tasks, "R-Drop", "plain", "scores_at_end"):
+        bullets.append(f"At the end of training, instead of at the best checkpoint, R-Drop was {on_tasks(found)}.")
+    bullets.append(at_equal_compute(tasks))
     for arm, baseline, name in comparisons:
         if found := verdicts_at_best(tasks, arm, baseline):
-            parts = [f"{says(verdict)} on {listed(names)}" for verdict, names in found.items()]
-            bullets.append(f"Against {name}, {quoted(arm)} was {listed(parts, ',')}.")
+            bullets.append(f"Against {name}, {quoted(arm)} was {on_tasks(found)}.")
     count = f"The study has results of {len(tasks)} of its {len(TASKS)} tasks"
     if not_converged := [f'"{results.name}"' for results in tasks if not results.has_converged]:
         count += f", but training has not converged on {listed(not_converged)}"
@@ -237,19 +244,23 @@ def answer(tasks):
     return "\n\n".join([wrap(f"{first} {count}."), "\n".join(map(bullet, bullets)), wrap(more)])
 
 
-def verdicts_at_best(tasks, arm, baseline):
+def verdicts_at_best(tasks, arm, baseline, when="scores"):
     """Compares the best budgets of two arms on the tasks that have converged, and returns the tasks of each verdict."""
     found = {}
     for results in tasks:
-        if verdict := verdict_at_best(results, arm, baseline):
+        if verdict := verdict_at_best(results, arm, baseline, when):
             found.setdefault(verdict, []).append(f'"{results.name}"')
     return found
 
 
-def verdict_at_best(results, arm, baseline):
+def verdict_at_best(results, arm, baseline, when="scores"):
     """Compares the best budgets of two arms, or returns `None` if they are not known."""
     is_known = results.has_converged and results.has_all_rungs(arm) and results.has_all_rungs(baseline)
-    return results.compare_best(arm, baseline=baseline).verdict if is_known else None
+    return results.compare_best(arm, baseline=baseline, when=when).verdict if is_known else None
+
+
+def on_tasks(found):
+    return listed([f"{says(verdict)} on {listed(names)}" for verdict, names in found.items()], ",")
 
 
 def at_equal_compute(tasks):
@@ -329,8 +340,13 @@ def by_score(results, arm, baseline="plain"):
     It gives the values of the deciding score only.
     """
     first, *_ = results.names
-    scores = (results.scores(which, results.best_rung(which), first).mean() for which in (arm, baseline))
-    values = " against ".join(f"{score:#.3g}".rstrip(".") for score in scores)
+    rungs = [results.best_rung(which) for which in (arm, baseline)]
+    means = [results.scores(which, rung, first).mean() for which, rung in zip((arm, baseline), rungs, strict=True)]
+    texts = [f"{mean:#.3g}".rstrip(".") for mean in means]
+    if rungs[0] == rungs[1]:
+        values = f"{' against '.join(texts)}, at budget {rungs[0]}"
+    else:
+        values = " against ".join(f"{text} at budget {rung}" for text, rung in zip(texts, rungs, strict=True))
     found = {}
     for name in results.names:
         verdict = results.compare_best(arm, name, baseline).verdict
@@ -364,9 +380,12 @@ def table_of_claims(tasks):
         best = {arm: results.best_rung(arm) for arm in DECIDING}
         for name in results.names:
             cells = [f"{mean_and_deviation(results.scores(arm, rung, name))} ({rung})" for arm, rung in best.items()]
-            found = str(results.compare_best("R-Drop", name)) if results.has_converged else "not converged"
-            lines.append([results.name if name == results.names[0] else "", results.label(name), *cells, found])
-    return markdown_table(["task", "score", "plain (budget)", "R-Drop (budget)", "difference"], lines)
+            found = ["not converged", ""]
+            if results.has_converged:
+                found = [str(results.compare_best("R-Drop", name, when=when)) for when in ("scores", "scores_at_end")]
+            lines.append([results.name if name == results.names[0] else "", results.label(name), *cells, *found])
+    header = ["task", "score", "plain (budget)", "R-Drop (budget)", "difference", "difference at the end"]
+    return markdown_table(header, lines)
 
 
 def table_of_verdicts(tasks):

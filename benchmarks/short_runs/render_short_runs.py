@@ -16,7 +16,7 @@ from study import ARMS, DECIDING, SEEDS, SETTINGS, TASKS, TUNING_SEED, results, 
 sys.path.append(str(Path(__file__).parents[1]))
 from paired_statistics import bootstrap_interval, holm_correction, wilcoxon_test
 from records import BACKENDS
-from render import markdown_table, mean_and_deviation
+from render import markdown_table, mean_and_deviation, wrap
 
 HERE = Path(__file__).parent
 # The plain arms, and the arm of R-Drop that each is compared with; equal compute comes first.
@@ -198,7 +198,21 @@ def count_verdicts(rows):
 def answer(by_baseline):
     helps, hurts, tasks = count_verdicts(by_baseline.get("plain, equal row passes", ()))
     better = f"At equal compute, R-Drop was better than plain training on {helps} of {tasks} small tasks"
-    return f"{better} and worse on {hurts}."
+    text = f"{better} and worse on {hurts}."
+    if overtaken := won_by_shorter_plain_training(by_baseline):
+        text += f" On {' and '.join(overtaken)}, plain training with half the compute was better than both."
+    return wrap(text)
+
+
+def won_by_shorter_plain_training(by_baseline):
+    """Returns the tasks on which R-Drop helps at equal compute, but plain training with half of it is better."""
+
+    def tasks(baseline, verdict):
+        rows = of_deciding_scores(by_baseline.get(baseline, ()))
+        return [f'"{row["task"]}"' for row in rows if row["verdict"] == verdict]
+
+    hurt = tasks("plain", "hurts")
+    return [task for task in tasks("plain, equal row passes", "helps") if task in hurt]
 
 
 def overfit(runs):

@@ -13,9 +13,9 @@ KINDS = ["functional", "sequential", "subclassed", "nested", "keras_hub"]
 INTRODUCTION = """\
 # Behaviour
 
-`RDropModel` trains models as Keras does, and raises an error for [what it does not support](#bad-input). Each cell
-shows the results of one test on TensorFlow, JAX and PyTorch, in this order. `make behaviour` runs the tests and writes
-this page. The tests last ran on {dates}.
+`RDropModel` trains models as Keras does, and raises an error for [bad input](#bad-input) and for most [models that it
+cannot train](faq.md#which-models-cannot-be-trained). Each cell shows the results of one test on TensorFlow, JAX and
+PyTorch, in this order. `make behaviour` runs the tests and writes this page. The tests last ran on {dates}.
 
 ✓ passes · ✗ fails · - not run, for a reason given below the table · ? no result · empty: not for this kind of base
 """

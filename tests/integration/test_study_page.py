@@ -22,11 +22,11 @@ def write(tmp_path):
     """
 
     def result(cell, score):
-        scores = None if cell.is_trial else {"Pearson": score, "RMSE": 1 - score}
+        scores, at_end = (None if cell.is_trial else {"Pearson": s, "RMSE": 1 - s} for s in (score, 0.5))
         more = {
             "validation": [score],
             "scores": scores,
-            "scores_at_end": scores,
+            "scores_at_end": at_end,
             "row_passes": 1600 * cell.budget,
             "steps": 50 * cell.budget,
             "processor_seconds": 60.0,
@@ -69,6 +69,27 @@ def test_the_best_budgets_are_compared_whatever_they_cost(write):
     assert results.best_rung("plain") == results.best_rung("R-Drop") == 2
     assert results.compare_best("R-Drop").mean == pytest.approx(0.1)
     assert results.compare("R-Drop", 2, 1).mean == pytest.approx(0.3)
+
+
+def test_the_models_at_the_end_of_training_are_compared_too(write):
+    """All of them have the score 0.5."""
+    found = write({1: 0.5, 2: 0.5}, np.full(10, 0.1))
+    cells = "| **+0.1** (+0.1 to +0.1) | +0 (+0 to +0) |"
+    assert found[0].compare_best("R-Drop", when="scores_at_end").mean == 0.0
+    for line in ("| text regression | Pearson | 0.5 ± ", "|  | RMSE, lower is better | 0.5 ± "):
+        assert any(
+            row.startswith(line) and row.endswith(cells) for row in render_study.table_of_claims(found).splitlines()
+        )
+    sentence = "- At the end of training, instead of at the best checkpoint, R-Drop was not measurably different on "
+    assert f'{sentence}"text regression".' in one_line(render_study.answer(found))
+
+
+@pytest.mark.parametrize("best_of_plain", [1, 2])
+def test_values_are_given_with_their_budgets(write, best_of_plain, monkeypatch):
+    (results,) = write({1: 0.5, 2: 0.5}, np.full(10, 0.1))
+    monkeypatch.setattr(results, "best_rung", lambda arm: best_of_plain if arm == "plain" else 2)
+    values = {1: "0.600 at budget 2 against 0.500 at budget 1", 2: "0.600 against 0.500, at budget 2"}
+    assert f"by Pearson ({values[best_of_plain]}) and RMSE." in one_line(render_study.summary(results))
 
 
 @pytest.mark.parametrize("plain_scores", [{1: 0.5}, {1: 0.5, 2: 0.7}])
@@ -125,8 +146,11 @@ def test_r_drop_is_compared_with_two_passes_without_the_divergence(write, monkey
     assert "| text regression | plain | Pearson | +0 (+0 to +0) |" in table
     against = "- Against two passes without the divergence,"
     summary = one_line(render_study.summary(found[0]))
-    assert f"{against} R-Drop was better by Pearson (0.600 against 0.500) and RMSE." in summary
-    assert f'{against} "plain" was not measurably different by Pearson (0.500 against 0.500) and RMSE.' in summary
+    assert f"{against} R-Drop was better by Pearson (0.600 against 0.500, at budget 1) and RMSE." in summary
+    assert (
+        f'{against} "plain" was not measurably different by Pearson (0.500 against 0.500, at budget 1) and RMSE.'
+        in summary
+    )
     assert "| text regression | Pearson | better | better |" in render_study.table_of_tasks(found)
 
 
@@ -162,9 +186,11 @@ def test_the_budgets_at_which_r_drop_is_better_or_worse_are_named(write):
 def test_each_task_is_summed_up_by_all_scores(write):
     """The scores 0.6 and 0.5 of Pearson are 0.4 and 0.5 of RMSE, where lower is better."""
     (results,) = write({1: 0.5, 2: 0.5}, np.full(10, 0.1))
-    assert "was better by Pearson (0.600 against 0.500) and RMSE." in one_line(render_study.summary(results))
+    assert "was better by Pearson (0.600 against 0.500, at budget 1) and RMSE." in one_line(
+        render_study.summary(results)
+    )
     (results,) = write({1: 0.5, 2: 0.5}, np.linspace(-0.1, 0.1, 10))
-    sentence = "was not measurably different by Pearson (0.500 against 0.500) and RMSE."
+    sentence = "was not measurably different by Pearson (0.500 against 0.500, at budget 1) and RMSE."
     assert sentence in one_line(render_study.summary(results))
 
 
@@ -220,6 +246,7 @@ def test_the_readme_gives_the_verdicts_of_the_results(name, first_score, at_best
     assert results.has_converged
     assert [results.compare("R-Drop", rung, rung).verdict for rung in results.rungs("plain")] == first_score
     assert results.compare_best("R-Drop").verdict == at_best
+    assert results.compare_best("R-Drop", when="scores_at_end").verdict == NO_DIFFERENCE
     if name == "text regression":
         return
     assert results.compare_best("R-Drop", "NLL").verdict == "better"

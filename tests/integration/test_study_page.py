@@ -296,7 +296,7 @@ def test_label_smoothing_helps_as_the_readme_and_the_page_of_questions_say():
     assert f"divergence reached {accuracy:.3f}, as did label smoothing, in one pass with a lower NLL." in readme()
     assert results.compare_best(render_study.WITHOUT_DIVERGENCE, "NLL", smoothing).verdict == "worse"
     at_best = {}
-    for arm in filter(results.rungs, plan.arms_of("text, 400 labels")):
+    for arm in filter(results.has_all_rungs, plan.arms_of("text, 400 labels")):
         by_rung = {rung: results.scores(arm, rung, "NLL").mean() for rung in results.rungs(arm)}
         at_best[arm] = by_rung[results.best_rung(arm)]
         assert min(by_rung.values()) < at_best[arm]  # "Fewer epochs lowered each NLL."
@@ -312,6 +312,14 @@ def test_label_smoothing_with_more_labels_helps_as_the_page_of_questions_says():
     for name in results.names:
         expected = NO_DIFFERENCE if name == "accuracy" else "better"
         assert results.compare_best("R-Drop, label smoothing", name, "label smoothing").verdict == expected
+
+
+def test_a_larger_alpha_changes_the_scores_as_the_page_on_alpha_says():
+    results = tasks_in_the_docs()["text, 400 labels"]
+    assert results.compare_best("R-Drop, alpha 10", baseline="R-Drop").verdict == NO_DIFFERENCE
+    assert results.compare_best("R-Drop, alpha 10").verdict == NO_DIFFERENCE
+    assert results.compare_best("R-Drop, alpha 10", "NLL", "R-Drop").verdict == "better"
+    assert results.compare_best("R-Drop, alpha 10", "NLL", "label smoothing").verdict == "worse"
 
 
 def test_stochastic_depth_scores_lower_as_the_guide_says():

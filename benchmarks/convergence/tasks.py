@@ -131,8 +131,8 @@ def _text(kind: str, rows: int | None, unit: int, **options: Any) -> Task:
     description = (
         f"A pretrained MiniLM with 22.7 M parameters learns the {labels} of {count} snippets of movie reviews."
     )
-    options = {"unit": unit, "seeds": 10, "learning_rate": 5e-5, "dtype_policy": "mixed_bfloat16"} | options
-    options["prefers_large_alpha"] = True
+    shared = {"seeds": 10, "learning_rate": 5e-5, "dtype_policy": "mixed_bfloat16", "prefers_large_alpha": True}
+    options = {"unit": unit} | shared | options
     if kind == "classification":
         lower = ("NLL", "ECE")
         return Task(description, data, build, cross_entropy, _validate_classifier, _classify, lower, **options)
